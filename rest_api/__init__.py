@@ -1,0 +1,1 @@
+"""Serve a model bundle over HTTP. Runs without TensorFlow."""

@@ -1,0 +1,124 @@
+"""Augmentation of whole batches in NumPy. Images are (N, H, W, C) uint8 or float32.
+
+`python -m benchmarks.input_pipeline` measures each step against the training step.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What a recipe does to each training image; the default is nothing."""
+
+    flip: Literal["none", "random", "alternating"] = "none"
+    crop: int = 0  # pixels of reflect padding to crop from, on each side
+    rotation: float = 0.0  # degrees, each way
+    shift: float = 0.0  # fraction of the side, each way, in both directions
+    cutout: int = 0  # side in pixels of the grey square
+
+
+def flip(images: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """Mirror the images where `chosen` (N,) bool is true."""
+    return np.where(chosen[:, None, None, None], images[:, :, ::-1], images)
+
+
+def random_flips(n: int, rng: np.random.Generator) -> np.ndarray:
+    """Each image with probability one half, anew every epoch: (n,) bool."""
+    return rng.random(n) < 0.5
+
+
+def alternating_flips(n: int, epoch: int, seed: int) -> np.ndarray:
+    """A random half in even epochs, the other half in odd ones: (n,) bool.
+
+    Every pair of epochs shows each image both ways, where independent flips repeat half of them
+    (Jordan 2024, arXiv:2404.00498, section 3.6).
+    """
+    return random_flips(n, np.random.default_rng([seed, 0xF11B])) ^ (epoch % 2 == 1)
+
+
+def random_crop(images: np.ndarray, pixels: int, rng: np.random.Generator) -> np.ndarray:
+    """Shift each image by -pixels..pixels both ways; reflections fill the border."""
+    n, height, width, _ = images.shape
+    padded = np.pad(images, ((0, 0), (pixels, pixels), (pixels, pixels), (0, 0)), "reflect")
+    windows = sliding_window_view(padded, (height, width), axis=(1, 2))  # (N, 2p+1, 2p+1, C, H, W)
+    top, left = rng.integers(0, 2 * pixels + 1, (2, n))
+    return windows[np.arange(n), top, left].transpose(0, 2, 3, 1)
+
+
+def random_affine(
+    images: np.ndarray, degrees: float, shift: float, rng: np.random.Generator
+) -> np.ndarray:
+    """Rotate each image by up to `degrees` and move it by up to `shift` of its side.
+
+    Bilinear; beyond the border the nearest pixel is repeated, as the classic recipe's
+    ImageDataGenerator does. Returns float32.
+    """
+    n, height, width, channels = images.shape
+    angle = np.deg2rad(rng.uniform(-degrees, degrees, n)).astype(np.float32)[:, None]
+    move = rng.uniform(-shift, shift, (2, n, 1)).astype(np.float32)
+    cos, sin = np.cos(angle), np.sin(angle)
+
+    y, x = np.mgrid[:height, :width].reshape(2, 1, -1).astype(np.float32)  # (1, H*W)
+    y, x = y - (height - 1) / 2, x - (width - 1) / 2
+    source_y = cos * y - sin * x + (height - 1) / 2 + move[0] * height  # (N, H*W)
+    source_x = sin * y + cos * x + (width - 1) / 2 + move[1] * width
+    source_y, source_x = source_y.clip(0, height - 1), source_x.clip(0, width - 1)
+
+    top = np.minimum(source_y.astype(np.int32), height - 2)
+    left = np.minimum(source_x.astype(np.int32), width - 2)
+    down, right = (source_y - top)[..., None], (source_x - left)[..., None]
+    pixels = images.reshape(-1, channels)
+    corner = top * width + left + (np.arange(n, dtype=np.int32) * (height * width))[:, None]
+    upper = pixels[corner] * (1 - right) + pixels[corner + 1] * right
+    lower = pixels[corner + width] * (1 - right) + pixels[corner + width + 1] * right
+    return (upper * (1 - down) + lower * down).reshape(images.shape).astype(np.float32)
+
+
+def cutout(images: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarray:
+    """Grey out one square per image, centred anywhere (DeVries & Taylor 2017, arXiv:1708.04552)."""
+    n, height, width, _ = images.shape
+    centre = rng.integers(0, (height, width), (n, 2))[:, :, None]  # (N, 2, 1)
+    rows = np.abs(np.arange(height) - centre[:, 0] + 0.5) <= side / 2  # (N, H)
+    columns = np.abs(np.arange(width) - centre[:, 1] + 0.5) <= side / 2
+    covered = rows[:, :, None, None] & columns[:, None, :, None]
+    return np.where(covered, np.asarray(128, images.dtype), images)
+
+
+def resize(images: np.ndarray, side: int) -> np.ndarray:
+    """Shrink square images to `side` pixels with a triangle filter, anti-aliased. float32."""
+    if side == images.shape[1]:
+        return images
+    weights = _triangle_filter(images.shape[1], side)  # (side, H)
+    rows = np.tensordot(images.astype(np.float32), weights, (1, 1))  # (N, W, C, side)
+    return np.tensordot(rows, weights, (1, 1)).transpose(0, 2, 3, 1)  # (N, side, side, C)
+
+
+def _triangle_filter(size: int, side: int) -> np.ndarray:
+    scale = size / side
+    centres = (np.arange(side) + 0.5) * scale - 0.5
+    weights = np.maximum(0, 1 - np.abs(np.arange(size) - centres[:, None]) / max(scale, 1))
+    return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+
+
+def augment(images: np.ndarray, how: Augmentation, rng: np.random.Generator) -> np.ndarray:
+    """Apply everything but the flips, which depend on the epoch, to a batch."""
+    if how.crop:
+        images = random_crop(images, how.crop, rng)
+    if how.rotation or how.shift:
+        images = random_affine(images, how.rotation, how.shift, rng)
+    if how.cutout:
+        images = cutout(images, how.cutout, rng)
+    return images
+
+
+def flips(n: int, how: Augmentation, epoch: int, seed: int, rng: np.random.Generator) -> np.ndarray:
+    """Which of a data set's n images to mirror in this epoch: (n,) bool."""
+    if how.flip == "alternating":
+        return alternating_flips(n, epoch, seed)
+    if how.flip == "random":
+        return random_flips(n, rng)
+    return np.zeros(n, bool)

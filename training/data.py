@@ -1,0 +1,134 @@
+"""CIFAR-10: 50,000 training and 10,000 test images, 32x32 RGB, ten classes (Krizhevsky 2009)."""
+
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+
+LABELS = (
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
+)
+TRAIN_FILES = tuple(f"data_batch_{i}" for i in range(1, 6))
+TEST_FILES = ("test_batch",)
+
+# Per channel, over the 50,000 training images, on the 0..255 scale.
+CIFAR10_MEAN = (125.307, 122.950, 113.865)
+CIFAR10_STD = (62.993, 62.089, 66.705)
+
+VALIDATION_SIZE = 5_000
+SPLIT_SEED = 2009  # one split for every run: accuracies of different runs stay comparable
+
+Split = tuple[np.ndarray, np.ndarray]
+HELP = (
+    "Give the directory that holds the official cifar-10-batches-py files with --data or "
+    "CIFAR10_DIR, or neither to download them (https://www.cs.toronto.edu/~kriz/cifar.html)."
+)
+
+
+class DataError(Exception):
+    """The data are missing or damaged; the message names the file and says what to do."""
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Unpickles NumPy arrays and plain containers; a pickle can otherwise run any code."""
+
+    ALLOWED = {
+        ("numpy", "ndarray"),
+        ("numpy", "dtype"),
+        ("numpy.core.multiarray", "_reconstruct"),
+        ("numpy._core.multiarray", "_reconstruct"),
+        ("_codecs", "encode"),
+    }
+
+    def find_class(self, module: str, name: str) -> object:
+        if (module, name) not in self.ALLOWED:
+            raise pickle.UnpicklingError(f"refuses to load {module}.{name}")
+        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+
+
+def read_batch(path: Path) -> Split:
+    """Read one official batch file.
+
+    Returns images (N, 32, 32, 3) uint8 RGB and labels (N,) int64.
+    Raises DataError if the file is missing, truncated or something else.
+    """
+    try:
+        with path.open("rb") as file:
+            batch = _ArraysOnly(file, encoding="bytes").load()
+        pixels, labels = np.asarray(batch[b"data"]), np.asarray(batch[b"labels"])
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing. {HELP}") from None
+    except (OSError, EOFError, pickle.UnpicklingError, KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{path} is not a complete CIFAR-10 batch file ({error!r}). Download it again. {HELP}"
+        ) from error
+    if pixels.shape != (len(labels), 3072) or pixels.dtype != np.uint8:
+        raise DataError(
+            f"{path} holds pixels of shape {pixels.shape} {pixels.dtype} for {len(labels)} labels, "
+            f"not ({len(labels)}, 3072) uint8. {HELP}"
+        )
+    if not np.isin(labels, range(len(LABELS))).all():
+        raise DataError(f"{path} holds labels outside 0..9. {HELP}")
+    images = pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)  # stored as (N, C, H, W)
+    return np.ascontiguousarray(images), labels.astype(np.int64)
+
+
+def load_cifar10(directory: str | Path | None = None) -> tuple[Split, Split]:
+    """Load (train, test), each (images (N, 32, 32, 3) uint8, labels (N,) int64).
+
+    `directory` (default: the environment variable CIFAR10_DIR) holds `cifar-10-batches-py` or
+    is that folder. With neither, Keras downloads the files once into ~/.keras.
+    """
+    directory = directory or os.environ.get("CIFAR10_DIR")
+    if directory is None:
+        return _download()
+    folder = Path(directory)
+    if (folder / "cifar-10-batches-py").is_dir():
+        folder /= "cifar-10-batches-py"
+    if not folder.is_dir():
+        raise DataError(f"{folder} is not a directory. {HELP}")
+    train, test = (
+        [read_batch(folder / name) for name in names] for names in (TRAIN_FILES, TEST_FILES)
+    )
+    return _concatenate(train), _concatenate(test)
+
+
+def _concatenate(batches: list[Split]) -> Split:
+    images, labels = zip(*batches, strict=True)
+    return np.concatenate(images), np.concatenate(labels)
+
+
+def _download() -> tuple[Split, Split]:
+    import keras
+
+    try:
+        train, test = keras.datasets.cifar10.load_data()
+    except Exception as error:  # Keras raises bare Exception when the URL cannot be reached
+        raise DataError(f"CIFAR-10 could not be downloaded: {error}. {HELP}") from error
+    return tuple((images, labels.ravel().astype(np.int64)) for images, labels in (train, test))
+
+
+def split_validation(images: np.ndarray, labels: np.ndarray) -> tuple[Split, Split]:
+    """Split off a tenth of the training set, stratified, by a fixed seed: (train, validation).
+
+    Of the 50,000 that is 45,000 and 5,000, 500 of each class.
+    """
+    rng = np.random.default_rng(SPLIT_SEED)
+    is_validation = np.zeros(len(labels), bool)
+    for label in np.unique(labels):
+        members = rng.permutation(np.flatnonzero(labels == label))
+        is_validation[members[: round(len(members) * VALIDATION_SIZE / 50_000)]] = True
+    return (
+        (images[~is_validation], labels[~is_validation]),
+        (images[is_validation], labels[is_validation]),
+    )

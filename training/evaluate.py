@@ -1,0 +1,100 @@
+"""Measure a model bundle on the CIFAR-10 test set: `python -m training.evaluate BUNDLE`.
+
+Runs the shipped files through the code that serves them. Prints accuracy with and without
+test-time augmentation, accuracy per class and calibration; writes confusion.png, reliability.png
+and evaluation.json to --output.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from rest_api.bundle import FILENAMES, BundleError, load_bundle
+from rest_api.engine import Predict, load_engine
+from training import metrics, plots
+from training.data import DataError, load_cifar10
+from training.files import replacing
+
+
+def evaluate(
+    predict: Predict, images: np.ndarray, labels: np.ndarray, names: tuple[str, ...]
+) -> dict[str, Any]:
+    """Every figure of a classifier on images (N, H, W, 3) uint8 and labels (N,) integers."""
+    probabilities = in_batches(predict, images)
+    # The mean of log probabilities ranks the classes as the mean of logits does.
+    views = metrics.views(images)
+    averaged = sum(w * np.log(in_batches(predict, view) + 1e-12) for w, view in views)
+    return {
+        "images": len(labels),
+        "accuracy": metrics.accuracy(probabilities, labels),
+        "accuracy_tta": metrics.accuracy(averaged, labels),
+        "cross_entropy": metrics.cross_entropy(probabilities, labels),
+        "expected_calibration_error": metrics.expected_calibration_error(probabilities, labels),
+        "accuracy_per_class": dict(
+            zip(names, metrics.per_class_accuracy(probabilities, labels).tolist(), strict=True)
+        ),
+        "confusion": metrics.confusion_matrix(probabilities, labels).tolist(),
+        "reliability": metrics.reliability(probabilities, labels).tolist(),
+    }
+
+
+def in_batches(predict: Predict, images: np.ndarray, size: int = 500) -> np.ndarray:
+    starts = range(0, len(images), size)
+    batches = [predict(images[i : i + size]) for i in tqdm(starts, leave=False, unit="batch")]
+    return np.concatenate(batches)
+
+
+def report(figures: dict[str, Any]) -> str:
+    """The figures as a person reads them."""
+    lines = [
+        f"images                      {figures['images']:,}",
+        f"accuracy                    {figures['accuracy']:.2%}",
+        f"  with test-time augmentation {figures['accuracy_tta']:.2%}",
+        f"expected calibration error  {figures['expected_calibration_error']:.2%}",
+        f"cross-entropy               {figures['cross_entropy']:.4f}",
+        "accuracy per class",
+        *(f"  {name:<12} {share:.1%}" for name, share in figures["accuracy_per_class"].items()),
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measure a bundle on the CIFAR-10 test set.")
+    parser.add_argument("bundle", type=Path, help="the bundle's folder")
+    parser.add_argument(
+        "--engine", choices=list(FILENAMES), default="litert", help="which file (%(default)s)"
+    )
+    parser.add_argument("--data", help="directory of cifar-10-batches-py, default $CIFAR10_DIR")
+    parser.add_argument(
+        "--output", type=Path, help="folder for plots and figures (runs/evaluate-BUNDLE)"
+    )
+    args = parser.parse_args()
+    try:
+        bundle = load_bundle(args.bundle)
+        predict = load_engine(bundle, args.engine)
+        _, (images, labels) = load_cifar10(args.data)
+    except (BundleError, DataError) as error:
+        sys.exit(f"error: {error}")
+    figures = evaluate(predict, images, labels, bundle.labels)
+    print(report(figures))
+
+    output = args.output or Path("runs", f"evaluate-{bundle.name}")
+    output.mkdir(parents=True, exist_ok=True)
+    confusion = plots.confusion(np.array(figures["confusion"]), bundle.labels)
+    plots.save(confusion, output / "confusion.png")
+    reliability = plots.reliability(
+        np.array(figures["reliability"]), figures["expected_calibration_error"]
+    )
+    plots.save(reliability, output / "reliability.png")
+    with replacing(output / "evaluation.json") as part:
+        part.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    print(f"Plots and figures: {output}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""The optimizer and learning-rate schedules of the recipes, on any Keras backend."""
+
+import keras
+from keras import ops
+
+
+class Triangle(keras.optimizers.schedules.LearningRateSchedule):
+    """Linear from `start` x peak up to the peak, then linear down to `end` x peak."""
+
+    def __init__(self, peak: float, steps: int, start: float, top: float, end: float):
+        self.peak, self.steps, self.start, self.top, self.end = peak, steps, start, top, end
+
+    def __call__(self, step):
+        progress = ops.cast(step, "float32") / self.steps
+        up = self.start + (1 - self.start) * progress / max(self.top, 1e-9)
+        down = 1 - (1 - self.end) * (progress - self.top) / (1 - self.top)
+        return self.peak * ops.maximum(ops.where(progress < self.top, up, down), 0.0)
+
+    def get_config(self) -> dict:
+        return dict(vars(self))
+
+
+class Steps(keras.optimizers.schedules.PiecewiseConstantDecay):
+    """A constant rate per stretch of training: {fraction of training: rate from there on}."""
+
+    def __init__(self, rates: dict[float, float], steps: int):
+        self.rates, self.steps = rates, steps
+        boundaries = [round(fraction * steps) - 1 for fraction in list(rates)[1:]]
+        super().__init__(boundaries, list(rates.values()))
+
+    def get_config(self) -> dict:
+        return {"rates": self.rates, "steps": self.steps}
+
+
+class AirbenchSGD(keras.optimizers.Optimizer):
+    """SGD with Nesterov momentum in airbench's decoupled form (Jordan 2024, arXiv:2404.00498).
+
+    `learning_rate` and `weight_decay` are per 1024 examples and mean the same whatever the
+    momentum and the batch size: Nesterov momentum lengthens steps by 1 + 1 / (1 - momentum), so
+    the rate is divided by that; the decay follows the rate's schedule but not its size. The
+    offsets of BatchNorm (`beta`) learn `bias_scale` times faster. The bias of the whitening
+    layer stops after `whiten_bias_steps`.
+    """
+
+    def __init__(
+        self,
+        learning_rate: Triangle,
+        batch_size: int,
+        momentum: float = 0.85,
+        weight_decay: float = 0.0153,
+        bias_scale: float = 64.0,
+        whiten_bias_steps: int = 0,
+        **kwargs,
+    ):
+        super().__init__(learning_rate, **kwargs)
+        self.peak, self.batch_size, self.momentum = learning_rate.peak, batch_size, momentum
+        self.decay, self.bias_scale = weight_decay, bias_scale
+        self.whiten_bias_steps = whiten_bias_steps
+
+    def build(self, variables: list) -> None:
+        if not self.built:
+            super().build(variables)
+            self.momenta = [self.add_variable_from_reference(v, "momentum") for v in variables]
+            self.paths = [v.path for v in variables]  # TensorFlow's own variables carry none
+
+    def update_step(self, gradient, variable, learning_rate) -> None:
+        examples = self.batch_size / 1024
+        rate = learning_rate * examples / (1 + 1 / (1 - self.momentum))
+        path = self.paths[self._get_variable_index(variable)]
+        rate = rate * self.bias_scale if path.endswith("beta") else rate
+        decay = learning_rate / self.peak * self.decay * examples
+        step = rate * self.nesterov(gradient, variable, self.momentum) + decay * variable
+        if path.endswith("whiten/bias"):
+            step = step * ops.cast(self.iterations < self.whiten_bias_steps, step.dtype)
+        self.assign_sub(variable, step)
+
+    def nesterov(self, gradient, variable, momentum: float):
+        """Update the variable's running momentum; return the gradient, looking one step ahead."""
+        running = self.momenta[self._get_variable_index(variable)]
+        ahead = running * momentum + gradient
+        self.assign(running, ahead)
+        return gradient + ahead * momentum
+
+
+class AirbenchMuon(AirbenchSGD):
+    """Muon for the convolutions, `AirbenchSGD` for the rest (Jordan et al. 2024, "Muon").
+
+    A kernel's update is its momentum made orthogonal; before it, the kernel is scaled to unit
+    norm per filter, which takes the place of weight decay. `filter_rate` follows the schedule of
+    `learning_rate`.
+    """
+
+    def __init__(self, *args, filter_rate: float = 0.24, filter_momentum: float = 0.6, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.filter_rate, self.filter_momentum = filter_rate, filter_momentum
+
+    def update_step(self, gradient, variable, learning_rate) -> None:
+        if len(variable.shape) != 4:
+            return super().update_step(gradient, variable, learning_rate)
+        filters = variable.shape[-1]
+        ahead = ops.reshape(self.nesterov(gradient, variable, self.filter_momentum), (-1, filters))
+        update = ops.reshape(orthogonalise(ahead), variable.shape)
+        unit = variable * (filters**0.5 / ops.norm(ops.reshape(variable, (-1,))))
+        self.assign(variable, unit - learning_rate / self.peak * self.filter_rate * update)
+
+
+def orthogonalise(matrix, steps: int = 3):
+    """Bring the singular values of a matrix (M, N) near 1 by a quintic Newton-Schulz iteration.
+
+    The coefficients are Jordan's: three steps leave the values between about 0.5 and 1.5, which
+    serves as well as 1 here and costs a third of the exact answer.
+    """
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = ops.transpose(matrix) if tall else matrix
+    x = x / (ops.norm(x) + 1e-7)
+    for _ in range(steps):
+        square = ops.matmul(x, ops.transpose(x))
+        x = 3.4445 * x + ops.matmul(-4.7750 * square + 2.0315 * ops.matmul(square, square), x)
+    return ops.transpose(x) if tall else x

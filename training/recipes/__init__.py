@@ -1,0 +1,38 @@
+"""Recipes: one module each, holding one declaration named `recipe` under its evidence."""
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import keras
+
+from training.augment import Augmentation
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides how a network is trained, besides the data and the seed."""
+
+    network: Callable[[], keras.Model]
+    optimizer: Callable[[int, float], keras.optimizers.Optimizer]  # (steps an epoch, epochs)
+    epochs: float
+    batch_size: int
+    augmentation: Augmentation
+    initialise: Callable[[keras.Model, "np.ndarray", int], None] | None = None  # noqa: F821
+    label_smoothing: float = 0.0
+    lookahead: int = 0  # steps between two averagings of the weights; 0 for none
+    resolution: Mapping[int, int] = field(default_factory=lambda: {0: 32})  # {from epoch: pixels}
+    dtype: str = "float32"  # or mixed_bfloat16: float32 variables, bfloat16 arithmetic
+
+
+def names() -> list[str]:
+    """The recipes there are."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def load(name: str) -> Recipe:
+    """The recipe of that name; raises ValueError naming those there are."""
+    if name not in names():
+        raise ValueError(f"There is no recipe {name!r}. There are: {', '.join(names())}.")
+    return importlib.import_module(f"{__name__}.{name}").recipe
