@@ -54,7 +54,9 @@ class Bundle:
         entry = self.manifest["files"].get(engine)
         if entry is None:
             offered = ", ".join(self.manifest["files"])
-            raise BundleError(f"{self.path} has no file for the engine {engine!r}; it has {offered}.")
+            raise BundleError(
+                f"{self.path} has no file for the engine {engine!r}; it has {offered}."
+            )
         path = self.path / entry["name"]
         try:
             content = path.read_bytes()

@@ -42,13 +42,13 @@ class DataError(Exception):
 class _ArraysOnly(pickle.Unpickler):
     """Unpickles NumPy arrays and plain containers; a pickle can otherwise run any code."""
 
-    ALLOWED = {
+    ALLOWED = (
         ("numpy", "ndarray"),
         ("numpy", "dtype"),
         ("numpy.core.multiarray", "_reconstruct"),
         ("numpy._core.multiarray", "_reconstruct"),
         ("_codecs", "encode"),
-    }
+    )
 
     def find_class(self, module: str, name: str) -> object:
         if (module, name) not in self.ALLOWED:

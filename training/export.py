@@ -1,4 +1,4 @@
-"""Turn a finished run into a model bundle: `python -m training.export runs/fast94-seed0-final DEST`.
+"""Turn a finished run into a model bundle: `python -m training.export RUN DEST`.
 
 Writes model.keras, model.tflite (float32), model.int8.tflite (8-bit weights) and model.json.
 A run of --final has seen all 50,000 training images, so its temperature comes from its twin: the
@@ -8,12 +8,10 @@ run of the same recipe and seed that kept 5,000 back.
 import argparse
 import hashlib
 import json
-import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 import numpy as np
@@ -23,6 +21,7 @@ from rest_api.bundle import (
     MANIFEST,
     SCHEMA,
     BundleError,
+    Engine,
     Resize,
     check_manifest,
     load_bundle,
@@ -32,10 +31,10 @@ from training import metrics
 from training.data import LABELS, DataError, load_cifar10, split_validation
 from training.files import replacing_folder
 from training.networks import BatchNorm
-from training.train import RunError, load_network, predict, versions
+from training.train import RunError, load_network, predict
 
 MAX_DIFFERENCE = 1e-4  # of a probability, float32 LiteRT against Keras
-MAX_LOSS = 0.003  # of accuracy, 8-bit against Keras
+MAX_LOSS = 0.003  # of accuracy as a fraction, 8-bit LiteRT against Keras
 
 
 class ExportError(Exception):
@@ -80,7 +79,9 @@ def write_formats(network: keras.Model, folder: Path) -> None:
         )
 
 
-def compare_formats(folder: Path, images: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+def compare_formats(
+    folder: Path, images: np.ndarray, labels: np.ndarray, loss_allowed: float
+) -> dict[str, float]:
     """The accuracy of each format, through the code that serves it. Raises ExportError."""
     bundle = load_bundle(folder)
     answers = {}
@@ -96,10 +97,10 @@ def compare_formats(folder: Path, images: np.ndarray, labels: np.ndarray) -> dic
             f"more than {MAX_DIFFERENCE:g}."
         )
     accuracy = {engine: metrics.accuracy(answers[engine], labels) for engine in FILENAMES}
-    if not accuracy["litert"] >= accuracy["keras"] - MAX_LOSS:
+    if not accuracy["litert"] >= accuracy["keras"] - loss_allowed:
         raise ExportError(
             f"8-bit LiteRT is right on {accuracy['litert']:.2%}, Keras on {accuracy['keras']:.2%}: "
-            f"a loss of more than {MAX_LOSS:.1%}."
+            f"a loss of more than {loss_allowed:.1%}."
         )
     return accuracy
 
@@ -111,17 +112,24 @@ def export(
     description: dict[str, Any],
     images: np.ndarray,
     labels: np.ndarray,
+    *,
+    engines: Sequence[Engine] = tuple(FILENAMES),
+    loss_allowed: float = MAX_LOSS,
 ) -> None:
     """Write a checked bundle to `destination`, replacing one that is there.
 
-    `description` goes into model.json. The formats are compared on `images` (N, H, W, 3) uint8
-    and `labels`; if they disagree, ExportError is raised and nothing is written.
+    `description` goes into model.json. All formats are compared on `images` (N, H, W, 3) uint8
+    and `labels`, then those of `engines` are kept. If they disagree, ExportError is raised and
+    nothing is written.
     """
     with replacing_folder(destination) as folder:
         write_formats(deployable(network, temperature), folder)
         write_manifest(folder, description)
-        accuracy = compare_formats(folder, images, labels)
-        measured = {**description["accuracy"], "images": len(labels), "by_engine": accuracy}
+        accuracy = compare_formats(folder, images, labels, loss_allowed)
+        for engine in set(FILENAMES) - set(engines):
+            (folder / FILENAMES[engine]).unlink()
+        kept = {engine: accuracy[engine] for engine in FILENAMES if engine in engines}
+        measured = {**description["accuracy"], "images": len(labels), **kept}
         write_manifest(folder, {**description, "accuracy": measured})
 
 
@@ -141,56 +149,70 @@ def write_manifest(folder: Path, description: dict[str, Any]) -> None:
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def export_run(args: argparse.Namespace) -> None:
+    """Fit the temperature of a run, export it, check it on the test images."""
+    run, destination = args.run, args.destination
+    if destination.exists() and not (destination / MANIFEST).exists():
+        raise ExportError(f"{destination} exists and is no bundle. Give a folder of its own.")
+    network, result = load_network(run)
+    twin = run.with_name(run.name.removesuffix("-final"))  # has not seen the validation images
+    unseen = network if twin == run else load_network(twin)[0]
+    training, test = load_cifar10(args.data)
+    _, (images, labels) = split_validation(*training)
+    logits = predict(unseen, images)
+    temperature = metrics.fit_temperature(logits, labels)
+    probabilities = metrics.softmax(logits / temperature)
+    description = {
+        "name": args.name or destination.name,
+        "version": f"{result['date']}-{run.name}",
+        "labels": list(LABELS),
+        "input_size": 32,
+        "resize": args.resize,
+        "accuracy": {"measured_on": "the CIFAR-10 test set"},
+        "calibration": {
+            "temperature": round(temperature, 4),
+            "fitted_on": f"5,000 validation images, which {twin.name} was not trained on",
+            "expected_calibration_error": round(
+                metrics.expected_calibration_error(probabilities, labels), 4
+            ),
+        },
+        "training": {key: value for key, value in result.items() if key != "versions"},
+        "versions": result["versions"],
+    }
+    export(network, temperature, destination, description, *test, engines=args.engines)
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Turn a finished run into a model bundle.")
     parser.add_argument("run", type=Path, help="a finished run, such as runs/fast94-seed0-final")
     parser.add_argument("destination", type=Path, help="the bundle's folder, made or replaced")
     parser.add_argument("--name", help="what the API calls the model (the folder's name)")
     parser.add_argument(
-        "--resize", choices=get_args(Resize), default="squash", help="policy (%(default)s)"
+        "--resize",
+        choices=get_args(Resize),
+        default="squash",
+        help="how a photo becomes a square (%(default)s)",
+    )
+    parser.add_argument(
+        "--engines",
+        nargs="+",
+        choices=list(FILENAMES),
+        default=list(FILENAMES),
+        help="whose files to keep (all)",
     )
     parser.add_argument("--data", help="directory of cifar-10-batches-py, default $CIFAR10_DIR")
-    args = parser.parse_args()
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    args = parse_arguments()
     try:
-        export_run(args.run, args.destination, args.name, args.resize, args.data)
+        export_run(args)
+        bundle = load_bundle(args.destination)
     except (RunError, DataError, BundleError, ExportError) as error:
         sys.exit(f"error: {error}")
-
-
-def export_run(
-    run: Path, destination: Path, name: str | None, resize: Resize, data: str | None
-) -> None:
-    """Fit the temperature, export, check on the test images and write the bundle."""
-    if destination.exists() and not (destination / MANIFEST).exists():
-        raise ExportError(f"{destination} exists and is no bundle; give a folder of its own.")
-    training, test = load_cifar10(data)
-    _, validation = split_validation(*training)
-    network, result = load_network(run)
-    twin = run.with_name(run.name.removesuffix("-final"))
-    unseen, _ = (network, result) if twin == run else load_network(twin)
-    logits = predict(unseen, validation[0])
-    temperature = metrics.fit_temperature(logits, validation[1])
-    calibrated = metrics.softmax(logits / temperature)
-    description = {
-        "name": name or destination.name,
-        "version": f"{result['date']}-{run.name}",
-        "labels": list(LABELS),
-        "input_size": 32,
-        "resize": resize,
-        "accuracy": {"measured_on": "the 10,000 CIFAR-10 test images"},
-        "calibration": {
-            "temperature": round(temperature, 4),
-            "fitted_on": f"the 5,000 validation images, by {twin.name}, which did not train on them",
-            "expected_calibration_error": round(
-                metrics.expected_calibration_error(calibrated, validation[1]), 4
-            ),
-        },
-        "training": result,
-        "versions": versions(),
-    }
-    export(network, temperature, destination, description, *test)
-    print(json.dumps(load_bundle(destination).manifest["accuracy"], indent=2))
-    print(f"Wrote {destination}. Serve it: python rest_api/app.py --model {destination}")
+    print(json.dumps(bundle.manifest, indent=2))
+    print(f"Serve it: python rest_api/app.py --model {bundle.path}")
 
 
 if __name__ == "__main__":

@@ -125,7 +125,7 @@ class BatchNorm(layers.BatchNormalization):
 
 def initialise(network: keras.Model, images: np.ndarray, seed: int) -> None:
     """Set the kernels of a `fast_vgg`: whitening from `images`, its convolutions to dirac."""
-    mean, std = network.get_layer("normalise").mean, network.get_layer("normalise").variance**0.5
+    mean, std = network.get_layer("normalise").mean, network.get_layer("normalise").variance ** 0.5
     whiten = network.get_layer("whiten")
     whiten.kernel.assign(whitening_kernel((images - np.asarray(mean)) / np.asarray(std)))
     whiten.kernel.trainable = False

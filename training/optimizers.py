@@ -96,7 +96,8 @@ class AirbenchMuon(AirbenchSGD):
 
     def update_step(self, gradient, variable, learning_rate) -> None:
         if len(variable.shape) != 4:
-            return super().update_step(gradient, variable, learning_rate)
+            super().update_step(gradient, variable, learning_rate)
+            return
         filters = variable.shape[-1]
         ahead = ops.reshape(self.nesterov(gradient, variable, self.filter_momentum), (-1, filters))
         update = ops.reshape(orthogonalise(ahead), variable.shape)

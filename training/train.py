@@ -218,7 +218,9 @@ def restore(
                 assign(variables, [state[f"{name}/{i}"] for i in range(len(variables))])
             slow[:] = [state[f"slow/{i}"] for i in range(len(slow))]
     except (OSError, ValueError, KeyError) as error:
-        raise RunError(f"{path} does not fit this recipe: {error}. Remove it to start anew.") from error
+        raise RunError(
+            f"{path} does not fit this recipe: {error}. Remove it to start anew."
+        ) from error
     return progress
 
 
@@ -227,7 +229,9 @@ def load_network(run: Path) -> tuple[keras.Model, dict[str, Any]]:
     try:
         result = json.loads((run / RESULT).read_text(encoding="utf-8"))
     except OSError:
-        raise RunError(f"{run} is not a finished run: it has no {RESULT}. Train it first.") from None
+        raise RunError(
+            f"{run} is not a finished run: it has no {RESULT}. Train it first."
+        ) from None
     recipe = recipes.load(result["recipe"])
     network = build(recipe, np.zeros((1, 32, 32, 3), np.uint8), 0, 1, 1)
     restore(run / CHECKPOINT, network, [], None)

@@ -1,0 +1,162 @@
+"""The server as a process: what a person starts."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from rest_api.app import DEFAULT_MODEL
+from tests.conftest import FROG, ROOT
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@contextmanager
+def server(*command: str, port: int, cwd=ROOT, **environment: str) -> Iterator[subprocess.Popen]:
+    """A server process that accepts connections on `port`; stopped by SIGTERM."""
+    process = subprocess.Popen(
+        [sys.executable, *command],
+        cwd=cwd,
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        wait_for(port, process)
+        yield process
+    finally:
+        process.terminate()
+        process.communicate(timeout=30)
+
+
+def wait_for(port: int, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 30
+    while True:
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5)
+        except urllib.error.HTTPError:
+            return  # it answers
+        except OSError:
+            time.sleep(0.02)
+
+
+def ask(port: int) -> dict:
+    """POST the frog as curl -F does, without a client library."""
+    head = b'--x\r\nContent-Disposition: form-data; name="image"; filename="frog.jpg"\r\n\r\n'
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/predict",
+        head + FROG.read_bytes() + b"\r\n--x--\r\n",
+        {"Content-Type": "multipart/form-data; boundary=x"},
+    )
+    with urllib.request.urlopen(request, timeout=10) as response:
+        return json.load(response)
+
+
+@pytest.mark.parametrize(
+    ("script", "folder"), [("rest_api/app.py", ROOT), ("app.py", ROOT / "rest_api")]
+)
+def test_server_answers_started_from_the_root_or_its_folder(script, folder):
+    port = free_port()
+    with server(script, "--port", str(port), cwd=folder) as process:
+        assert ask(port)["predictions"][0]["label"] == "frog"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == 0
+
+
+def test_port_comes_from_the_environment():
+    port = free_port()
+    with server("rest_api/app.py", PORT=str(port)):
+        assert ask(port)["success"]
+
+
+def test_server_speaks_of_where_it_listens_and_never_of_a_debugger():
+    port = free_port()
+    with server("rest_api/app.py", "--port", str(port), "--workers", "1") as process:
+        process.terminate()
+        output, _ = process.communicate(timeout=30)
+    assert f"http://127.0.0.1:{port}" in output
+    assert "Debug" not in output
+    assert "development server" not in output
+
+
+def test_workers_serve_from_processes_of_their_own():
+    port = free_port()
+    with server("rest_api/app.py", "--port", str(port), "--workers", "3") as process:
+        children = subprocess.run(
+            ["ps", "--no-headers", "--ppid", str(process.pid), "-o", "pid"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert len(children.stdout.split()) == 3
+        assert ask(port)["success"]
+
+
+def test_keras_engine_serves_the_same_answer():
+    port = free_port()
+    with server("rest_api/app.py", "--port", str(port), "--engine", "keras", "--workers", "1"):
+        assert ask(port)["predictions"][0]["label"] == "frog"
+
+
+def test_client_script_prints_the_ranked_classes():
+    port = free_port()
+    url = f"http://127.0.0.1:{port}/predict"
+    with server("rest_api/app.py", "--port", str(port)):
+        client = subprocess.run(
+            [sys.executable, "rest_api/simple_request.py", "--url", url],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    lines = client.stdout.splitlines()
+    assert len(lines) == 10
+    assert lines[0].split()[:2] == ["1.", "frog"]
+
+
+def test_client_script_says_when_no_server_answers():
+    client = subprocess.run(
+        [sys.executable, "rest_api/simple_request.py", "--url", f"http://127.0.0.1:{free_port()}/"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert client.returncode == 1
+    assert client.stderr.startswith("error: ")
+    assert "Traceback" not in client.stderr
+
+
+@pytest.mark.parametrize("damage", ["missing", "broken"])
+def test_bad_bundle_stops_the_start_with_one_clear_line(tmp_path, damage):
+    bundle = tmp_path / "bundle"
+    if damage == "broken":
+        shutil.copytree(DEFAULT_MODEL, bundle)
+        (bundle / "model.int8.tflite").write_bytes(b"broken")
+    start = subprocess.run(
+        [sys.executable, "rest_api/app.py", "--model", str(bundle)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert start.returncode == 1
+    assert start.stderr.startswith("error: ")
+    assert str(bundle) in start.stderr
+    assert len(start.stderr.splitlines()) == 1

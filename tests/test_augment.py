@@ -1,0 +1,107 @@
+import numpy as np
+import pytest
+
+from training import augment
+from training.augment import Augmentation
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(1)
+
+
+@pytest.fixture
+def images(rng):
+    return rng.integers(0, 256, (50, 32, 32, 3), dtype=np.uint8)
+
+
+def test_flip_mirrors_only_the_chosen_images(images):
+    chosen = np.arange(50) % 2 == 0
+    flipped = augment.flip(images, chosen)
+    np.testing.assert_array_equal(flipped[0], images[0, :, ::-1])
+    np.testing.assert_array_equal(flipped[1], images[1])
+
+
+def test_alternating_flip_shows_each_image_both_ways_in_two_epochs():
+    first, second, third = (augment.alternating_flips(1000, epoch, seed=3) for epoch in range(3))
+    np.testing.assert_array_equal(first, ~second)
+    np.testing.assert_array_equal(first, third)
+    assert 400 < first.sum() < 600
+
+
+def test_random_flip_differs_between_epochs(rng):
+    first, second = augment.random_flips(1000, rng), augment.random_flips(1000, rng)
+    assert 400 < (first ^ second).sum() < 600
+
+
+def test_crop_equals_a_window_of_the_reflected_image(images, rng):
+    cropped = augment.random_crop(images, 2, rng)
+    assert cropped.shape == images.shape
+    shifts = set()
+    for before, after in zip(images, cropped, strict=True):
+        padded = np.pad(before, ((2, 2), (2, 2), (0, 0)), "reflect")
+        found = [
+            (y, x)
+            for y in range(5)
+            for x in range(5)
+            if np.array_equal(padded[y : y + 32, x : x + 32], after)
+        ]
+        assert len(found) == 1
+        shifts.update(found)
+    assert len(shifts) > 15
+
+
+def test_affine_of_nothing_is_the_image(images, rng):
+    np.testing.assert_allclose(augment.random_affine(images, 0, 0, rng), images, atol=1e-2)
+
+
+def test_affine_rotates_by_the_drawn_angle():
+    class Fixed:  # a generator that draws 90 degrees and no shift
+        def uniform(self, low, high, size):
+            return np.full(size, 90.0 if np.ndim(size) == 0 else 0.0)
+
+    image = np.arange(32 * 32 * 3, dtype=np.float32).reshape(1, 32, 32, 3)
+    rotated = augment.random_affine(image, 90, 0, Fixed())
+    np.testing.assert_allclose(rotated[0], np.rot90(image[0]), atol=0.5)
+
+
+def test_affine_shifts_by_up_to_the_fraction(rng):
+    ramp = np.broadcast_to(np.arange(32.0)[:, None], (200, 32, 32))[..., None]
+    moved = augment.random_affine(ramp, 0, 0.1, rng) - ramp
+    offsets = moved[:, 16, 16, 0]
+    assert 2.5 < abs(offsets).max() <= 3.21
+    assert offsets.min() < 0 < offsets.max()
+
+
+def test_cutout_greys_one_square(images, rng):
+    cut = augment.cutout(images, 8, rng)
+    changed = (cut != images).any(-1)
+    assert (cut[changed] == 128).all()
+    areas = changed.sum((1, 2))
+    assert areas.max() <= 64
+    assert areas.min() > 0
+    assert np.median(areas) > 40
+
+
+def test_resize_keeps_constants_and_averages():
+    flat = np.full((2, 32, 32, 3), 77, np.uint8)
+    np.testing.assert_allclose(augment.resize(flat, 24), 77, rtol=1e-5)
+    ramp = np.broadcast_to(np.arange(32.0)[:, None], (1, 32, 32))[..., None]
+    small = augment.resize(ramp, 16)[0, :, 0, 0]
+    np.testing.assert_allclose(small[2:-2], np.arange(2, 14) * 2 + 0.5, atol=1e-4)
+
+
+def test_resize_to_the_same_side_is_free(images):
+    assert augment.resize(images, 32) is images
+
+
+def test_recipe_augmentation_is_a_function_of_the_generator(images):
+    how = Augmentation(flip="random", crop=2, rotation=10, shift=0.1, cutout=8)
+    once, again = (augment.augment(images, how, np.random.default_rng(5)) for _ in range(2))
+    np.testing.assert_array_equal(once, again)
+    assert not np.array_equal(once, augment.augment(images, how, np.random.default_rng(6)))
+
+
+def test_no_augmentation_changes_nothing(images, rng):
+    assert augment.augment(images, Augmentation(), rng) is images
+    assert not augment.flips(50, Augmentation(), 0, 0, rng).any()

@@ -1,0 +1,99 @@
+import json
+import shutil
+
+import pytest
+
+from rest_api.app import DEFAULT_MODEL
+from rest_api.bundle import BundleError, load_bundle
+from rest_api.engine import load_engine
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    """A copy of the shipped bundle, to damage."""
+    return shutil.copytree(DEFAULT_MODEL, tmp_path / "bundle")
+
+
+def edit(bundle, **changes):
+    manifest = json.loads((bundle / "model.json").read_text())
+    for key, value in changes.items():
+        if value is None:
+            del manifest[key]
+        else:
+            manifest[key] = value
+    (bundle / "model.json").write_text(json.dumps(manifest))
+
+
+def test_shipped_bundle_describes_itself():
+    bundle = load_bundle(DEFAULT_MODEL)
+    assert bundle.name == "cifar10"
+    assert bundle.labels[0] == "airplane"
+    assert len(bundle.labels) == 10
+    assert bundle.input_size == 32
+    assert set(bundle.manifest) >= {"accuracy", "calibration", "training", "versions"}
+
+
+def test_shipped_bundle_stays_under_12_mb():
+    assert sum(path.stat().st_size for path in DEFAULT_MODEL.iterdir()) < 12e6
+
+
+def test_folder_without_a_manifest_is_refused(tmp_path):
+    with pytest.raises(BundleError, match=r"holds no model\.json"):
+        load_bundle(tmp_path)
+
+
+def test_manifest_that_is_no_json_is_refused(bundle):
+    (bundle / "model.json").write_text('{"schema": 1,')
+    with pytest.raises(BundleError, match="not readable JSON"):
+        load_bundle(bundle)
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"schema": 2}, "'schema' is 2, this program reads 1"),
+        ({"labels": None}, "'labels' is missing"),
+        ({"labels": ["frog"]}, "at least two different names"),
+        ({"labels": ["frog", "frog"]}, "at least two different names"),
+        ({"labels": "frog"}, "must be a list of strings"),
+        ({"resize": "zoom"}, "'resize' is 'zoom'"),
+        ({"input_size": "32"}, "'input_size' must be a positive whole number"),
+        ({"name": ""}, "'name' must be a non-empty string"),
+        ({"files": {}}, "'files' names none"),
+        ({"files": {"onnx": {"name": "a", "sha256": ""}}}, "unknown engine 'onnx'"),
+        ({"files": {"litert": {"name": "../a", "sha256": ""}}}, "in the bundle's own folder"),
+        ({"files": {"litert": {"name": "a"}}}, "'sha256' is missing"),
+    ],
+)
+def test_manifest_that_cannot_be_served_is_refused_by_name(bundle, changes, complaint):
+    edit(bundle, **changes)
+    with pytest.raises(BundleError, match=complaint):
+        load_bundle(bundle)
+
+
+def test_damaged_network_file_is_refused(bundle):
+    path = bundle / "model.int8.tflite"
+    content = bytearray(path.read_bytes())
+    content[1000] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(BundleError, match=r"model\.int8\.tflite is damaged"):
+        load_engine(load_bundle(bundle))
+
+
+def test_missing_network_file_is_refused(bundle):
+    (bundle / "model.int8.tflite").unlink()
+    with pytest.raises(BundleError, match="cannot be read"):
+        load_engine(load_bundle(bundle))
+
+
+def test_engine_that_the_bundle_lacks_is_refused_with_those_it_has(bundle):
+    files = json.loads((bundle / "model.json").read_text())["files"]
+    edit(bundle, files={"litert": files["litert"]})
+    with pytest.raises(BundleError, match="no file for the engine 'keras'; it has litert"):
+        load_engine(load_bundle(bundle), "keras")
+
+
+def test_labels_that_do_not_fit_the_network_are_refused(bundle):
+    edit(bundle, labels=["cat", "dog"])
+    with pytest.raises(BundleError, match=r"returns 10 classes, .* names 2"):
+        load_engine(load_bundle(bundle))

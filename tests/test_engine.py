@@ -1,0 +1,72 @@
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from rest_api.app import DEFAULT_MODEL
+from rest_api.bundle import load_bundle
+from rest_api.engine import load_engine
+from tests.conftest import ROOT
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
+
+
+def test_rows_are_probabilities(images):
+    probabilities = load_engine(load_bundle(DEFAULT_MODEL))(images)
+    assert probabilities.shape == (40, 10)
+    assert probabilities.dtype == np.float32
+    assert (probabilities >= 0).all()
+    np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-5)
+
+
+def test_keras_and_litert_agree(images):
+    bundle = load_bundle(DEFAULT_MODEL)
+    litert, keras = load_engine(bundle, "litert")(images), load_engine(bundle, "keras")(images)
+    assert abs(litert - keras).mean() < 0.01
+    assert (litert.argmax(1) == keras.argmax(1)).mean() >= 0.9
+
+
+def test_answers_do_not_depend_on_the_batch(images):
+    predict = load_engine(load_bundle(DEFAULT_MODEL))
+    one_by_one = np.concatenate([predict(image[None]) for image in images])
+    np.testing.assert_allclose(predict(images), one_by_one, atol=1e-4)
+
+
+def test_many_threads_get_the_answers_of_one(images):
+    predict = load_engine(load_bundle(DEFAULT_MODEL), threads=4)
+    expected = [predict(image[None]) for image in images]
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(lambda i: predict(images[i % 40][None]), range(400)))
+    for i, answer in enumerate(answers):
+        np.testing.assert_array_equal(answer, expected[i % 40])
+
+
+def test_one_interpreter_is_made_for_each_thread(monkeypatch):
+    from ai_edge_litert import interpreter
+
+    made = []
+
+    class Counted(interpreter.Interpreter):
+        def __init__(self, *args, **kwargs):
+            made.append(kwargs["num_threads"])
+            super().__init__(*args, **kwargs)
+
+    monkeypatch.setattr(interpreter, "Interpreter", Counted)
+    load_engine(load_bundle(DEFAULT_MODEL), threads=3)
+    assert made == [1, 1, 1]
+
+
+def test_serving_never_imports_tensorflow_nor_training():
+    script = (
+        "import sys; from rest_api.app import create_app; create_app();"
+        "print([m for m in ('tensorflow', 'keras', 'training') if m in sys.modules])"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    assert run.stdout.strip() == "[]"

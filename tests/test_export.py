@@ -1,0 +1,131 @@
+import contextlib
+import json
+
+import keras
+import numpy as np
+import pytest
+
+from rest_api.bundle import load_bundle
+from rest_api.engine import load_engine
+from training import export, files, metrics, networks
+from training.data import LABELS
+
+DESCRIPTION = {
+    "name": "test",
+    "version": "1",
+    "labels": list(LABELS),
+    "input_size": 32,
+    "resize": "squash",
+    "accuracy": {},
+}
+
+
+@pytest.fixture(scope="module")
+def data():
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 256, (200, 32, 32, 3), dtype=np.uint8), rng.integers(0, 10, 200)
+
+
+@pytest.fixture(scope="module")
+def network(data):
+    """An untrained fast network whose BatchNorm has seen the data, in training precision."""
+    keras.utils.set_random_seed(0)
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    network = networks.fast_vgg()
+    keras.config.set_dtype_policy("float32")
+    networks.initialise(network, data[0], seed=0)
+    for _ in range(20):
+        network(data[0], training=True)
+    return network
+
+
+@pytest.fixture(scope="module")
+def bundle(network, data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("export") / "bundle"
+    export.export(network, 0.5, folder, DESCRIPTION, *data, loss_allowed=1)
+    return load_bundle(folder)
+
+
+def test_bundle_holds_every_format_and_loads(bundle, data):
+    assert set(bundle.manifest["files"]) == {"litert", "litert-float32", "keras"}
+    for engine in bundle.manifest["files"]:
+        assert load_engine(bundle, engine)(data[0][:3]).shape == (3, 10)
+
+
+def test_formats_return_probabilities_with_the_temperature(bundle, network, data):
+    logits = np.asarray(network(data[0]))
+    expected = metrics.softmax(logits / 0.5)
+    for engine, tolerance in (("keras", 0.05), ("litert-float32", 0.05), ("litert", 0.1)):
+        answers = load_engine(bundle, engine)(data[0])
+        assert abs(answers - expected).max() < tolerance  # the expected ones are bfloat16
+
+
+def test_float32_litert_equals_keras(bundle, data):
+    litert, keras_ = (load_engine(bundle, e)(data[0]) for e in ("litert-float32", "keras"))
+    np.testing.assert_allclose(litert, keras_, atol=1e-4)
+
+
+def test_keras_file_needs_no_code_of_ours(bundle):
+    loaded = keras.saving.load_model(bundle.path / "model.keras", safe_mode=True, custom_objects={})
+    assert {layer.dtype_policy.name for layer in loaded.layers} == {"float32"}
+    assert "training." not in json.dumps(loaded.get_config())
+
+
+def test_litert_files_use_builtin_operations_alone(bundle):
+    from ai_edge_litert.interpreter import Interpreter
+
+    for name in ("model.tflite", "model.int8.tflite"):
+        interpreter = Interpreter(model_path=str(bundle.path / name))
+        operations = {op["op_name"] for op in interpreter._get_ops_details()}
+        assert "CONV_2D" in operations
+        assert not any("Flex" in op or op == "CUSTOM" for op in operations)
+
+
+def test_formats_that_disagree_write_nothing(network, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "MAX_DIFFERENCE", -1)
+    with pytest.raises(export.ExportError, match="Float32 LiteRT differs from Keras"):
+        export.export(network, 1.0, tmp_path / "bundle", DESCRIPTION, *data)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_loss_of_accuracy_by_eight_bits_writes_nothing(network, data, tmp_path):
+    with pytest.raises(export.ExportError, match="8-bit LiteRT is right on"):
+        export.export(network, 1.0, tmp_path / "bundle", DESCRIPTION, *data, loss_allowed=-1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_failed_export_leaves_the_old_bundle(tmp_path):
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    (folder / "model.json").write_text("old")
+    with contextlib.suppress(RuntimeError), files.replacing_folder(folder) as new:
+        (new / "model.json").write_text("new")
+        raise RuntimeError
+    assert (folder / "model.json").read_text() == "old"
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_export_replaces_the_old_bundle_whole(tmp_path):
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    (folder / "left_over").write_text("old")
+    with files.replacing_folder(folder) as new:
+        (new / "model.json").write_text("new")
+    assert [path.name for path in folder.iterdir()] == ["model.json"]
+
+
+def test_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "history.csv"
+    path.write_text("old")
+    with contextlib.suppress(RuntimeError), files.replacing(path) as part:
+        part.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_folder_that_is_no_bundle_is_never_replaced(tmp_path):
+    (tmp_path / "thesis.txt").write_text("precious")
+    with pytest.raises(export.ExportError, match="is no bundle"):
+        export.export_run(export.parse_arguments(["run", str(tmp_path)]))
+    assert (tmp_path / "thesis.txt").exists()

@@ -1,0 +1,173 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rest_api import images
+from rest_api.images import ImageError, decode, fit
+from tests.conftest import encode
+
+
+def gradient(width: int = 64, height: int = 48) -> Image.Image:
+    """Red grows to the right, green downwards."""
+    x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
+    return Image.fromarray(np.stack([x, y, x * 0], axis=-1).astype(np.uint8))
+
+
+def colours(data: bytes) -> np.ndarray:
+    image = decode(data, 32)
+    assert image.mode == "RGB"
+    return np.asarray(image).astype(int)
+
+
+@pytest.mark.parametrize("fmt", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_every_listed_format_is_read(fmt):
+    expected = np.asarray(gradient()).astype(int)
+    assert abs(colours(encode(gradient(), fmt)) - expected).mean() < 6
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_png_with_alpha_is_composited_on_white(mode):
+    image = Image.new(mode, (40, 40), 0)  # black, fully transparent
+    assert (colours(encode(image)) == 255).all()
+
+
+def test_half_transparent_pixels_are_blended():
+    image = Image.new("RGBA", (8, 8), (0, 0, 0, 128))
+    assert abs(colours(encode(image)) - 127).max() <= 1
+
+
+def test_palette_with_transparency_is_composited_on_white():
+    image = Image.new("P", (8, 8), 0)
+    image.putpalette([200, 0, 0, 0, 0, 200])
+    image.putpixel((0, 0), 1)
+    rgb = colours(encode(image, transparency=0))
+    assert rgb[4, 4].tolist() == [255, 255, 255]
+    assert rgb[0, 0].tolist() == [0, 0, 200]
+
+
+def test_cmyk_jpeg_keeps_its_colours():
+    expected = np.asarray(gradient()).astype(int)
+    assert abs(colours(encode(gradient().convert("CMYK"), "JPEG")) - expected).mean() < 6
+
+
+def test_sixteen_bit_grey_is_scaled_to_eight():
+    values = np.linspace(0, 65535, 64 * 64).reshape(64, 64)
+    rgb = colours(encode(Image.fromarray(values.astype(np.uint16))))
+    np.testing.assert_allclose(rgb[..., 0], values / 257, atol=1)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P"])
+def test_grey_and_palette_images_become_rgb(mode):
+    assert colours(encode(gradient().convert(mode))).shape == (48, 64, 3)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(orientation):
+    upright = gradient()
+    undo = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    stored = upright.transpose(undo[orientation]) if orientation > 1 else upright
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    rgb = colours(encode(stored, "PNG", exif=exif))
+    np.testing.assert_array_equal(rgb, np.asarray(upright))
+
+
+def test_animation_is_read_as_its_first_frame():
+    frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")]
+    data = encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert colours(data)[8, 8].tolist() == [255, 0, 0]
+
+
+def test_large_jpeg_is_decoded_at_reduced_scale_and_looks_the_same():
+    photo = gradient(2400, 1600)
+    image = decode(encode(photo, "JPEG"), 32)
+    assert image.size == (300, 200)  # an eighth, still over 4 x 32
+    small, full = fit(image, 32, "squash").astype(int), fit(photo, 32, "squash").astype(int)
+    assert abs(small - full).max() <= 4
+
+
+def test_empty_file_is_refused():
+    with pytest.raises(ImageError, match="empty") as error:
+        decode(b"", 32)
+    assert (error.value.status, error.value.code) == (400, "empty_file")
+
+
+@pytest.mark.parametrize("data", [b"hello", b"\x00" * 100, b"<svg></svg>", b"%PDF-1.7"])
+def test_what_is_no_image_is_refused_naming_the_formats(data):
+    with pytest.raises(ImageError, match="JPEG, PNG, WEBP") as error:
+        decode(data, 32)
+    assert (error.value.status, error.value.code) == (415, "unsupported_format")
+
+
+def test_formats_outside_the_list_are_never_tried():
+    with pytest.raises(ImageError) as error:
+        decode(encode(gradient(), "PPM"), 32)
+    assert error.value.code == "unsupported_format"
+
+
+@pytest.mark.parametrize("fmt", ["PNG", "JPEG", "WEBP", "GIF", "TIFF"])
+def test_truncated_file_is_refused_as_corrupt(fmt):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (99, 99, 3), dtype=np.uint8))
+    data = encode(noise, fmt)
+    with pytest.raises(ImageError, match="damaged") as error:
+        decode(data[: len(data) // 2], 32)
+    assert (error.value.status, error.value.code) == (422, "corrupt_image")
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_absurd_dimensions_are_refused_before_decoding(monkeypatch):
+    monkeypatch.setattr(images, "MAX_PIXELS", 1_000_000)
+    data = encode(Image.new("1", (2000, 1000)))
+    with pytest.raises(ImageError, match="2000 x 1000 pixels; at most 1 megapixels") as error:
+        decode(data, 32)
+    assert (error.value.status, error.value.code) == (413, "too_many_pixels")
+
+
+def test_decompression_bomb_is_refused():
+    bomb = io.BytesIO()
+    Image.new("1", (30_000, 30_000)).save(bomb, "PNG")
+    with pytest.raises(ImageError) as error:
+        decode(bomb.getvalue(), 32)
+    assert error.value.code == "too_many_pixels"
+
+
+def test_squash_shows_the_whole_image():
+    pixels = fit(gradient(300, 100), 32, "squash").astype(int)
+    assert pixels.shape == (32, 32, 3)
+    assert pixels[16, 0, 0] < 8
+    assert pixels[16, 31, 0] > 247
+
+
+def test_crop_keeps_the_largest_square_in_the_middle():
+    pixels = fit(gradient(300, 100), 32, "crop").astype(int)
+    assert pixels[16, 0, 0] == pytest.approx(255 / 3, abs=5)
+    assert pixels[16, 31, 0] == pytest.approx(255 * 2 / 3, abs=5)
+    assert pixels[31, 16, 1] > 247
+
+
+def test_pad_keeps_the_whole_image_and_its_shape():
+    pixels = fit(gradient(300, 100), 32, "pad").astype(int)
+    assert (pixels[0] == 128).all()
+    assert (pixels[31] == 128).all()
+    assert pixels[16, 31, 0] > 247
+
+
+@pytest.mark.parametrize("policy", ["squash", "crop", "pad"])
+@pytest.mark.parametrize("size", [(1, 1), (1, 500), (500, 1), (32, 32), (4000, 3)])
+def test_any_shape_fits(policy, size):
+    assert fit(Image.new("RGB", size), 32, policy).shape == (32, 32, 3)
+
+
+def test_image_of_the_right_size_is_left_alone():
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(fit(Image.fromarray(pixels), 32, "squash"), pixels)

@@ -1,0 +1,56 @@
+import numpy as np
+import pytest
+
+from training import metrics
+
+
+@pytest.fixture
+def logits_and_labels():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 10, 5_000)
+    logits = rng.normal(size=(5_000, 10))
+    logits[np.arange(5_000), labels] += 2
+    return logits, labels
+
+
+def test_confusion_matrix_counts_true_rows_and_answered_columns():
+    scores = np.eye(3)[[0, 1, 1, 2]]
+    matrix = metrics.confusion_matrix(scores, np.array([0, 0, 1, 2]))
+    assert matrix.tolist() == [[1, 1, 0], [0, 1, 0], [0, 0, 1]]
+    assert metrics.per_class_accuracy(scores, np.array([0, 0, 1, 2])).tolist() == [0.5, 1, 1]
+    assert metrics.accuracy(scores, np.array([0, 0, 1, 2])) == 0.75
+
+
+def test_calibration_error_of_a_hand_made_case():
+    # 10 answers at 90 %, of which 7 are right; 10 at 60 %, of which 6 are.
+    probabilities = np.array([[0.9, 0.1]] * 10 + [[0.6, 0.4]] * 10)
+    labels = np.array([0] * 7 + [1] * 3 + [0] * 6 + [1] * 4)
+    assert metrics.expected_calibration_error(probabilities, labels) == pytest.approx(0.1)
+
+
+def test_temperature_undoes_a_scaling_of_the_logits(logits_and_labels):
+    logits, labels = logits_and_labels
+    base = metrics.fit_temperature(logits, labels)
+    assert metrics.fit_temperature(logits * 3, labels) == pytest.approx(base * 3, rel=2e-3)
+
+
+def test_temperature_lowers_the_calibration_error(logits_and_labels):
+    logits, labels = logits_and_labels
+    logits = logits * 4
+    temperature = metrics.fit_temperature(logits, labels)
+    before, after = (
+        metrics.expected_calibration_error(metrics.softmax(logits / t), labels)
+        for t in (1, temperature)
+    )
+    assert after < before / 4
+
+
+def test_views_are_the_image_its_shifts_and_their_mirrors():
+    images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
+    views = metrics.views(images)
+    assert sum(weight for weight, _ in views) == 1
+    assert [weight for weight, _ in views] == [0.25, 0.25, 0.125, 0.125, 0.125, 0.125]
+    np.testing.assert_array_equal(views[0][1], images)
+    np.testing.assert_array_equal(views[1][1], images[:, :, ::-1])
+    np.testing.assert_array_equal(views[2][1][:, 1:, 1:], images[:, :-1, :-1])
+    np.testing.assert_array_equal(views[4][1][:, :-1, :-1], images[:, 1:, 1:])

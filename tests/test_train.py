@@ -1,0 +1,197 @@
+"""Training on 200 random images: what holds whatever the data."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from tests.conftest import ROOT
+from training import recipes, train
+from training.augment import Augmentation
+
+
+def command(recipe: str, data: Path, run: Path, *options: str) -> list[str]:
+    arguments = [recipe, "--data", str(data), "--output", str(run), "--epochs", "3", *options]
+    return [sys.executable, "-m", "training.train", *arguments]
+
+
+def read_history(run: Path) -> list[dict[str, str]]:
+    with (run / "history.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+
+
+def kill_after_an_epoch(arguments: list[str], run: Path) -> None:
+    """Start training and SIGKILL it once the first epoch stands in history.csv."""
+    process = subprocess.Popen(
+        arguments, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    deadline = time.monotonic() + 120
+    while not (run / "history.csv").exists():
+        assert process.poll() is None, process.stderr.read().decode()
+        assert time.monotonic() < deadline, "no epoch finished in two minutes"
+        time.sleep(0.002)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    process.stderr.close()
+
+
+@pytest.mark.parametrize("recipe", ["classic", "fast94"])
+def test_run_killed_by_sigkill_ends_at_the_figures_of_an_uninterrupted_one(
+    recipe, small_cifar, tmp_path
+):
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    kill_after_an_epoch(command(recipe, small_cifar, killed), killed)
+    assert not (killed / "result.json").exists()
+    for run in (killed, whole):
+        subprocess.run(command(recipe, small_cifar, run), cwd=ROOT, check=True, capture_output=True)
+    assert read_history(killed) == read_history(whole)
+    assert len(read_history(whole)) == 3
+    results = [json.loads((run / "result.json").read_text()) for run in (killed, whole)]
+    for key in ("accuracy", "accuracy_tta"):
+        assert results[0][key] == results[1][key]
+    with np.load(killed / "checkpoint.npz") as a, np.load(whole / "checkpoint.npz") as b:
+        for name in set(a.files) - {"progress"}:
+            np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def test_finished_run_is_not_trained_again(small_cifar, tmp_path):
+    arguments = command("classic", small_cifar, tmp_path / "run", "--epochs", "1", "--final")
+    first = subprocess.run(arguments, cwd=ROOT, check=True, capture_output=True, text=True)
+    stamp = (tmp_path / "run" / "checkpoint.npz").stat().st_mtime_ns
+    second = subprocess.run(arguments, cwd=ROOT, check=True, capture_output=True, text=True)
+    assert (tmp_path / "run" / "checkpoint.npz").stat().st_mtime_ns == stamp
+    assert "is finished" in second.stdout
+    assert first.stdout in second.stdout
+    result = json.loads(first.stdout)
+    assert result["images"] == 200  # --final trains on all of them
+    assert result["measured_on"] == "test"
+    assert (tmp_path / "run" / "curves.png").exists()
+
+
+def test_ctrl_c_ends_cleanly(small_cifar, tmp_path):
+    arguments = command("classic", small_cifar, tmp_path / "run", "--epochs", "500")
+    process = subprocess.Popen(
+        arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while not (tmp_path / "run" / "history.csv").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "The same command continues" in errors
+    assert "Traceback" not in errors
+
+
+def test_missing_data_ends_with_one_clear_line(tmp_path):
+    arguments = command("classic", tmp_path / "nowhere", tmp_path / "run")
+    process = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True)
+    assert process.returncode == 1
+    assert process.stderr.strip().splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in process.stderr
+
+
+@pytest.fixture
+def quick():
+    """The classic recipe without what makes it slow."""
+    recipe = recipes.load("classic")
+    return recipes.Recipe(
+        network=recipe.network,
+        optimizer=recipe.optimizer,
+        epochs=1,
+        batch_size=32,
+        augmentation=Augmentation(flip="random"),
+    )
+
+
+@pytest.fixture
+def data():
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 256, (64, 32, 32, 3), dtype=np.uint8), np.arange(64) % 10
+
+
+def test_other_settings_do_not_continue_a_run(quick, data, tmp_path):
+    train.train(quick, data, None, tmp_path, seed=0)
+    with pytest.raises(train.RunError, match="Continue with the same settings"):
+        train.train(quick, data, None, tmp_path, seed=1)
+
+
+def test_damaged_checkpoint_is_named(quick, data, tmp_path):
+    (tmp_path / "checkpoint.npz").write_bytes(b"PK\x03\x04 half a file")
+    with pytest.raises(train.RunError, match=r"checkpoint\.npz does not fit"):
+        train.train(quick, data, None, tmp_path, seed=0)
+
+
+def test_training_learns_a_separable_task(tmp_path):
+    """Brightness tells the class."""
+    labels = np.arange(512) % 2
+    images = (
+        np.full((512, 32, 32, 3), 60, np.uint8)
+        + (labels * 120).astype(np.uint8)[:, None, None, None]
+    )
+    recipe = recipes.load("fast94")
+    _, progress = train.train(recipe, (images, labels), (images, labels), tmp_path, epochs=12)
+    assert progress.history[-1]["val_accuracy"] > 0.95
+
+
+def test_batches_of_an_epoch_depend_on_seed_and_epoch_alone(data):
+    recipe = recipes.load("fast94")
+
+    def first_batch(epoch: int, seed: int) -> np.ndarray:
+        return next(train.batches_of_epoch(*data, recipe, 32, epoch, seed))[0]
+
+    np.testing.assert_array_equal(first_batch(1, 1), first_batch(1, 1))
+    assert not np.array_equal(first_batch(1, 1), first_batch(1, 2))
+    assert not np.array_equal(first_batch(1, 1), first_batch(2, 1))
+
+
+def test_fractional_epochs_end_within_an_epoch(quick, data, tmp_path):
+    _, progress = train.train(quick, data, None, tmp_path, epochs=1.5)
+    assert (progress.epoch, progress.step) == (2, 3)
+
+
+def test_final_fast_weights_are_the_averaged_ones(data, tmp_path):
+    network, _ = train.train(recipes.load("fast94"), data, None, tmp_path, epochs=2)
+    slow = [v.numpy() for v in network.weights]
+    train.restore(tmp_path / "checkpoint.npz", network, slow, None)
+    for variable, average in zip(network.weights, slow, strict=True):
+        np.testing.assert_array_equal(variable.numpy(), average)
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_every_recipe_opens_with_its_evidence(name):
+    recipes.load(name)
+    evidence = sys.modules[f"training.recipes.{name}"].__doc__
+    for what in ("Evidence:", "%", "minutes", "n=", "python -m training.train"):
+        assert what in evidence, f"{name} does not state {what!r}"
+
+
+def test_unknown_recipe_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match="classic, fast94"):
+        recipes.load("slow12")
+
+
+def test_training_step_runs_on_the_jax_backend(tmp_path):
+    pytest.importorskip("jax", reason="needs JAX: pip install jax")
+    script = (
+        "import numpy as np; from pathlib import Path; from training import recipes, train;"
+        "data = (np.zeros((32, 32, 32, 3), np.uint8), np.arange(32) % 10);"
+        f"train.train(recipes.load('fast94'), data, data, Path({str(tmp_path)!r}), epochs=2)"
+    )
+    environment = os.environ | {"KERAS_BACKEND": "jax"}
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment, check=True)
+    assert len(read_history(tmp_path)) == 2
+
+
+def test_dtype_policy_of_a_recipe_does_not_leak(data, tmp_path):
+    train.train(recipes.load("fast94"), data, None, tmp_path, epochs=1)
+    assert keras.config.dtype_policy().name == "float32"
