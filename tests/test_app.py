@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -26,19 +26,23 @@ def free_port() -> int:
 
 
 @contextmanager
-def server(*command: str, port: int, cwd=ROOT, **environment: str) -> Iterator[subprocess.Popen]:
-    """A server process that accepts connections on `port`; stopped by SIGTERM."""
+def server(
+    *options: str, script: str = "rest_api/app.py", cwd: Path = ROOT, by_environment: bool = False
+) -> Iterator[tuple[subprocess.Popen, int]]:
+    """A server process that answers, and its port; stopped by SIGTERM at the end."""
+    port = free_port()
+    by_option = [] if by_environment else ["--port", str(port)]
     process = subprocess.Popen(
-        [sys.executable, *command],
+        [sys.executable, script, *by_option, *options],
         cwd=cwd,
-        env=os.environ | environment,
+        env=os.environ | ({"PORT": str(port)} if by_environment else {}),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
     try:
         wait_for(port, process)
-        yield process
+        yield process, port
     finally:
         process.terminate()
         process.communicate(timeout=30)
@@ -70,35 +74,36 @@ def ask(port: int) -> dict:
 
 
 @pytest.mark.parametrize(
-    ("script", "folder"), [("rest_api/app.py", ROOT), ("app.py", ROOT / "rest_api")]
+    ("script", "cwd"), [("rest_api/app.py", ROOT), ("app.py", ROOT / "rest_api")]
 )
-def test_server_answers_started_from_the_root_or_its_folder(script, folder):
-    port = free_port()
-    with server(script, "--port", str(port), cwd=folder) as process:
+def test_server_answers_started_from_the_root_or_its_folder(script, cwd):
+    with server(script=script, cwd=cwd) as (_, port):
         assert ask(port)["predictions"][0]["label"] == "frog"
-        process.send_signal(signal.SIGTERM)
+
+
+def test_sigterm_ends_the_server_with_status_zero():
+    with server() as (process, port):
+        assert ask(port)["success"]
+        process.terminate()
         assert process.wait(timeout=30) == 0
 
 
 def test_port_comes_from_the_environment():
-    port = free_port()
-    with server("rest_api/app.py", PORT=str(port)):
+    with server(by_environment=True) as (_, port):
         assert ask(port)["success"]
 
 
-def test_server_speaks_of_where_it_listens_and_never_of_a_debugger():
-    port = free_port()
-    with server("rest_api/app.py", "--port", str(port), "--workers", "1") as process:
+def test_server_says_where_it_listens_and_is_no_debugger():
+    with server("--workers", "1") as (process, port):
         process.terminate()
-        output, _ = process.communicate(timeout=30)
+        output = process.stdout.read()
     assert f"http://127.0.0.1:{port}" in output
-    assert "Debug" not in output
+    assert "debug" not in output.lower()
     assert "development server" not in output
 
 
 def test_workers_serve_from_processes_of_their_own():
-    port = free_port()
-    with server("rest_api/app.py", "--port", str(port), "--workers", "3") as process:
+    with server("--workers", "3") as (process, port):
         children = subprocess.run(
             ["ps", "--no-headers", "--ppid", str(process.pid), "-o", "pid"],
             capture_output=True,
@@ -110,17 +115,19 @@ def test_workers_serve_from_processes_of_their_own():
 
 
 def test_keras_engine_serves_the_same_answer():
-    port = free_port()
-    with server("rest_api/app.py", "--port", str(port), "--engine", "keras", "--workers", "1"):
+    with server("--engine", "keras", "--workers", "1") as (_, port):
         assert ask(port)["predictions"][0]["label"] == "frog"
 
 
 def test_client_script_prints_the_ranked_classes():
-    port = free_port()
-    url = f"http://127.0.0.1:{port}/predict"
-    with server("rest_api/app.py", "--port", str(port)):
+    with server() as (_, port):
         client = subprocess.run(
-            [sys.executable, "rest_api/simple_request.py", "--url", url],
+            [
+                sys.executable,
+                "rest_api/simple_request.py",
+                "--url",
+                f"http://127.0.0.1:{port}/predict",
+            ],
             cwd=ROOT,
             capture_output=True,
             text=True,

@@ -62,7 +62,7 @@ def test_affine_rotates_by_the_drawn_angle():
 
     image = np.arange(32 * 32 * 3, dtype=np.float32).reshape(1, 32, 32, 3)
     rotated = augment.random_affine(image, 90, 0, Fixed())
-    np.testing.assert_allclose(rotated[0], np.rot90(image[0]), atol=0.5)
+    np.testing.assert_allclose(rotated[0], np.rot90(image[0], -1), atol=0.5)
 
 
 def test_affine_shifts_by_up_to_the_fraction(rng):

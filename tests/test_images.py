@@ -124,11 +124,10 @@ def test_truncated_file_is_refused_as_corrupt(fmt):
     assert (error.value.status, error.value.code) == (422, "corrupt_image")
 
 
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_absurd_dimensions_are_refused_before_decoding(monkeypatch):
     monkeypatch.setattr(images, "MAX_PIXELS", 1_000_000)
     data = encode(Image.new("1", (2000, 1000)))
-    with pytest.raises(ImageError, match="2000 x 1000 pixels; at most 1 megapixels") as error:
+    with pytest.raises(ImageError, match="more than 1 megapixels") as error:
         decode(data, 32)
     assert (error.value.status, error.value.code) == (413, "too_many_pixels")
 

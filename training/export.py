@@ -190,7 +190,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument(
         "--resize",
         choices=get_args(Resize),
-        default="squash",
+        default="pad",
         help="how a photo becomes a square (%(default)s)",
     )
     parser.add_argument(

@@ -99,13 +99,13 @@ def gelu(x):
 
 
 class BatchNorm(layers.BatchNormalization):
-    """Keras's batch normalisation through TensorFlow's fused kernel where there is one.
+    """Keras's batch normalisation, through TensorFlow's fused kernel where there is one.
 
     A training step is a tenth faster than with Keras's own sequence of ops.
     """
 
     def call(self, inputs, training=None):
-        if keras.backend.backend() != "tensorflow" or not training:
+        if keras.backend.backend() != "tensorflow":
             return super().call(inputs, training=training)
         import tensorflow as tf
 
@@ -113,13 +113,14 @@ class BatchNorm(layers.BatchNormalization):
             x=inputs,
             scale=tf.ones_like(self.beta),
             offset=self.beta,
-            mean=[],
-            variance=[],
+            mean=[] if training else self.moving_mean,
+            variance=[] if training else self.moving_variance,
             epsilon=self.epsilon,
-            is_training=True,
+            is_training=bool(training),
         )
-        for moving, batch in ((self.moving_mean, mean), (self.moving_variance, variance)):
-            moving.assign(moving * self.momentum + batch * (1 - self.momentum))
+        if training:
+            for moving, batch in ((self.moving_mean, mean), (self.moving_variance, variance)):
+                moving.assign(moving * self.momentum + batch * (1 - self.momentum))
         return outputs
 
 

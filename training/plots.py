@@ -32,25 +32,30 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def curves(history: Sequence[dict], title: str) -> Figure:
-    """Loss and accuracy by epoch, training against validation where there is any."""
-    epochs = [row["epoch"] for row in history]
+    """Loss and accuracy over wall-clock time, a dot an epoch.
+
+    Training figures are those of augmented images with smoothed labels, so that its loss lies
+    above, and early on its accuracy below, what the validation images show.
+    """
+    minutes = [row["seconds"] / 60 for row in history]
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     figure.suptitle(title)
-    for axes, key, label in zip(
+    panels = zip(
         figure.subplots(1, 2),
-        ("loss", "accuracy"),
-        ("loss (nats)", "accuracy (%)"),
+        ("accuracy", "loss"),
+        ("accuracy (%)", "cross-entropy (nats)"),
+        (100, 1),
         strict=True,
-    ):
-        scale = 100 if key == "accuracy" else 1
+    )
+    for axes, key, label, scale in panels:
         for prefix, name, colour, line in (
-            ("", "training", BLUE, "--"),
+            ("", "training, augmented", BLUE, "--"),
             ("val_", "validation", ORANGE, "-"),
         ):
             if prefix + key in history[0]:
                 values = [row[prefix + key] * scale for row in history]
-                axes.plot(epochs, values, line, color=colour, label=name, marker=".")
-        axes.set(xlabel="epoch", ylabel=label)
+                axes.plot(minutes, values, line, color=colour, label=name, marker="o", ms=4)
+        axes.set(xlabel="wall-clock time (minutes)", ylabel=label, xlim=(0, None))
         axes.legend()
     return figure
 

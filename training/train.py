@@ -14,6 +14,7 @@ import os
 import platform
 import sys
 import time
+import zipfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -217,7 +218,7 @@ def restore(
             ):
                 assign(variables, [state[f"{name}/{i}"] for i in range(len(variables))])
             slow[:] = [state[f"slow/{i}"] for i in range(len(slow))]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise RunError(
             f"{path} does not fit this recipe: {error}. Remove it to start anew."
         ) from error

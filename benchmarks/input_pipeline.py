@@ -1,0 +1,73 @@
+"""Is the input pipeline ever the bottleneck? `python -m benchmarks.input_pipeline`.
+
+Prints images per second of each augmentation and of each recipe's whole pipeline, beside the
+training step that it feeds. Random images: the content does not change the cost.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from itertools import cycle
+
+import numpy as np
+
+from training import augment, recipes, train
+from training.augment import Augmentation
+
+BATCH = 1024
+SECONDS = 5.0  # of measuring, for each line
+
+
+def images_per_second(step: Callable[[], int]) -> float:
+    """Rate of a function that returns how many images it handled; the first call is not timed."""
+    step()
+    images, start = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - start) < SECONDS:
+        images += step()
+    return images / elapsed
+
+
+def endless_batches(recipe: recipes.Recipe, data: tuple, epoch: int) -> Iterator:
+    for n in cycle([epoch]):
+        yield from train.batches_of_epoch(*data, recipe, recipe.batch_size, n, seed=0)
+
+
+def main() -> None:
+    rng = np.random.default_rng(0)
+    data = rng.integers(0, 256, (5 * BATCH, 32, 32, 3), dtype=np.uint8), np.arange(5 * BATCH) % 10
+    batch = data[0][:BATCH]
+    print("| augmentation of a batch of 1,024 | images/s |\n|---|---:|")
+    for name, how in (
+        ("shift by 2 pixels, reflected", Augmentation(crop=2)),
+        ("rotate by 10 degrees and shift by 0.1", Augmentation(rotation=10, shift=0.1)),
+        ("cutout of 8 pixels", Augmentation(cutout=8)),
+    ):
+        rate = images_per_second(lambda how=how: len(augment.augment(batch, how, rng)))
+        print(f"| {name} | {rate:,.0f} |", flush=True)
+    mirrored = augment.random_flips(BATCH, rng)
+    print(f"| mirror | {images_per_second(lambda: len(augment.flip(batch, mirrored))):,.0f} |")
+
+    print("\n| recipe | side | pipeline alone, images/s | training step alone, images/s | ratio |")
+    print("|---|---:|---:|---:|---:|")
+    for name in recipes.names():
+        recipe = recipes.load(name)
+        network = train.build(recipe, data[0], 0, 40, 1)
+        for epoch, side in recipe.resolution.items():
+            batches = endless_batches(recipe, data, epoch)
+            pipeline = images_per_second(lambda batches=batches: len(next(batches)[0]))
+            images, targets = next(batches)
+            network.make_train_function(force=True)
+
+            def step(network=network, images=images, targets=targets) -> int:
+                network.train_on_batch(images, targets)
+                return len(images)
+
+            training = images_per_second(step)
+            print(
+                f"| {name} | {side} | {pipeline:,.0f} | {training:,.0f} "
+                f"| {pipeline / training:.0f} |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""The README is part of the product: what it says must be so."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from rest_api.app import DEFAULT_MODEL, create_app
+from rest_api.bundle import load_bundle
+from tests.conftest import FROG, ROOT, post
+from training import recipes
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+MODULES = ["training.train", "training.evaluate", "training.export"]
+
+
+def help_of(*command: str) -> str:
+    run = subprocess.run(
+        [sys.executable, *command, "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return run.stdout
+
+
+def test_every_option_of_the_server_is_documented():
+    options = set(re.findall(r"--[a-z-]+", help_of("rest_api/app.py"))) - {"--help"}
+    assert options >= {"--host", "--port", "--model", "--workers", "--engine"}
+    for option in options:
+        assert f"`{option}`" in README, f"README does not explain {option}"
+
+
+def test_every_documented_option_exists():
+    documented = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", README))
+    commands = [["rest_api/app.py"], *(["-m", module] for module in MODULES)]
+    existing = set(re.findall(r"--[a-z-]+", "".join(help_of(*command) for command in commands)))
+    assert documented <= existing, f"no command has {documented - existing}"
+
+
+def test_every_documented_command_names_files_and_modules_that_exist():
+    commands = re.findall(r"^(?:python|make) .*$", README, re.MULTILINE)
+    assert len(commands) > 8
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for command in commands:
+        program, *arguments = shlex.split(command, comments=True)
+        if program == "make":
+            assert arguments[0] in targets, command
+        elif arguments[0] == "-m":
+            module = ROOT / arguments[1].replace(".", "/")
+            assert module.with_suffix(".py").exists(), command
+        else:
+            assert (ROOT / arguments[0]).exists(), command
+
+
+def test_every_recipe_is_documented():
+    for name in recipes.names():
+        assert f"`{name}`" in README
+
+
+def test_every_route_is_documented():
+    routes = {rule.rule for rule in create_app().url_map.iter_rules()} - {"/static/<path:filename>"}
+    for route in routes:
+        assert route in README
+
+
+def test_answer_in_the_readme_is_the_true_one(client):
+    shown = json.loads(re.search(r"```json\n(.*?)```", README, re.DOTALL).group(1))
+    answer = post(client, FROG.read_bytes(), "?top=3").get_json()
+    assert [p["label"] for p in shown["predictions"]] == [p["label"] for p in answer["predictions"]]
+    for said, true in zip(shown["predictions"], answer["predictions"], strict=True):
+        assert said["probability"] == pytest.approx(true["probability"], abs=0.002)
+    assert set(shown) == set(answer)
+
+
+def test_accuracy_in_the_readme_is_the_bundles():
+    accuracy = load_bundle(DEFAULT_MODEL).manifest["accuracy"]
+    assert f"{accuracy['litert']:.2%}".replace("%", " %") in README
+
+
+def test_links_and_pictures_exist():
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_top_level_is_what_the_layout_says():
+    tracked = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    folders = {path.split("/")[0] + "/" for path in tracked if "/" in path} - {".ci/"}
+    for folder in folders:
+        assert folder in README
