@@ -23,7 +23,9 @@ class Augmentation:
 
 def flip(images: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     """Mirror the images where `chosen` (N,) bool is true."""
-    return np.where(chosen[:, None, None, None], images[:, :, ::-1], images)
+    mirrored = images.copy()
+    mirrored[chosen] = images[chosen, :, ::-1]
+    return mirrored
 
 
 def random_flips(n: int, rng: np.random.Generator) -> np.ndarray:
@@ -90,17 +92,19 @@ def cutout(images: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarra
 
 def resize(images: np.ndarray, side: int) -> np.ndarray:
     """Shrink square images to `side` pixels with a triangle filter, anti-aliased. float32."""
-    if side == images.shape[1]:
+    n, size, _, channels = images.shape
+    if side == size:
         return images
-    weights = _triangle_filter(images.shape[1], side)  # (side, H)
-    rows = np.tensordot(images.astype(np.float32), weights, (1, 1))  # (N, W, C, side)
-    return np.tensordot(rows, weights, (1, 1)).transpose(0, 2, 3, 1)  # (N, side, side, C)
+    weights = _triangle_filter(size, side)  # (side, H)
+    rows = weights @ images.reshape(n, size, -1).astype(np.float32)  # (N, side, W*C)
+    columns = rows.reshape(n * side, -1) @ np.kron(weights, np.eye(channels, dtype=np.float32)).T
+    return columns.reshape(n, side, side, channels)
 
 
 def _triangle_filter(size: int, side: int) -> np.ndarray:
     scale = size / side
     centres = (np.arange(side) + 0.5) * scale - 0.5
-    weights = np.maximum(0, 1 - np.abs(np.arange(size) - centres[:, None]) / max(scale, 1))
+    weights = np.maximum(0, 1 - np.abs(np.arange(size) - centres[:, None]) / scale)
     return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
 
 

@@ -81,25 +81,27 @@ def train(
         progress = restore(run / CHECKPOINT, network, slow, progress.settings)
     first, before = progress.epoch, progress.seconds
 
+    bar = tqdm(total=total_steps * batch_size, initial=progress.step * batch_size, unit="img")
     for epoch in range(first, ceil(epochs)):
-        steps = min(steps_per_epoch, total_steps - progress.step)
         side = side_of_epoch(recipe, epoch)
         if epoch == first or side != side_of_epoch(recipe, epoch - 1):
             network.make_train_function(force=True)  # one graph per image size: fixed shapes
+        steps = min(steps_per_epoch, total_steps - progress.step)
         batches = batches_of_epoch(images, labels, recipe, batch_size, epoch, seed)
         sums = {"loss": 0.0, "accuracy": 0.0}
-        with tqdm(total=steps * batch_size, unit="img", desc=f"epoch {epoch + 1}") as bar:
-            for done, (batch, targets) in zip(range(1, steps + 1), batches, strict=False):
-                network.reset_metrics()
-                logs = network.train_on_batch(batch, targets, return_dict=True)
-                sums = {key: total + float(logs[key]) for key, total in sums.items()}
-                progress.step += 1
-                if recipe.lookahead and progress.step % recipe.lookahead == 0:
-                    look_ahead(network, slow, progress.step / total_steps)
-                bar.set_postfix({k: f"{v / done:.3f}" for k, v in sums.items()}, refresh=False)
-                bar.update(batch_size)
+        bar.set_description(f"epoch {epoch + 1}/{ceil(epochs)}")
+        for done, (batch, targets) in zip(range(1, steps + 1), batches, strict=False):
+            network.reset_metrics()
+            logs = network.train_on_batch(batch, targets, return_dict=True)
+            sums = {key: total + float(logs[key]) for key, total in sums.items()}
+            progress.step += 1
+            if recipe.lookahead and progress.step % recipe.lookahead == 0:
+                look_ahead(network, slow, progress.step / total_steps)
+            bar.set_postfix({key: f"{sums[key] / done:.3f}" for key in sums}, refresh=False)
+            bar.update(batch_size)
         if recipe.lookahead and progress.step == total_steps:
             assign(network.weights, slow)
+
         row = {"epoch": epoch + 1, "side": side}
         row |= {key: round(total / steps, 5) for key, total in sums.items()}
         if validation:
@@ -113,6 +115,7 @@ def train(
         save(run / CHECKPOINT, network, slow, progress)
         write_history(run / HISTORY, progress.history)
         tqdm.write("  ".join(f"{key} {value:.4g}" for key, value in progress.history[-1].items()))
+    bar.close()
     return network, progress
 
 
@@ -178,12 +181,17 @@ def assign(variables: list[keras.Variable], values: list[np.ndarray]) -> None:
         variable.assign(value)
 
 
-def predict(network: keras.Model, images: np.ndarray, tta: bool = False) -> np.ndarray:
-    """Logits (N, classes), averaged over the views of test-time augmentation if `tta`."""
-    if tta:
-        return sum(weight * predict(network, view) for weight, view in metrics.views(images))
+def predict(network: keras.Model, images: np.ndarray) -> np.ndarray:
+    """Logits (N, classes) float32."""
     starts = range(0, len(images), 1000)
     return np.concatenate([network.predict_on_batch(images[i : i + 1000]) for i in starts])
+
+
+def predict_views(network: keras.Model, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Logits (N, classes) without and with test-time augmentation."""
+    weights, views = zip(*metrics.views(images), strict=True)
+    logits = [predict(network, view) for view in views]
+    return logits[0], sum(w * each for w, each in zip(weights, logits, strict=True))
 
 
 def save(path: Path, network: keras.Model, slow: list[np.ndarray], progress: Progress) -> None:
@@ -289,7 +297,7 @@ def run_recipe(args: argparse.Namespace) -> dict[str, Any]:
     )
     evaluation = time.perf_counter()
     images, labels = test if args.final else validation
-    logits, logits_tta = predict(network, images), predict(network, images, tta=True)
+    logits, logits_tta = predict_views(network, images)
     evaluation = time.perf_counter() - evaluation
     plots.save(plots.curves(progress.history, run.name), run / CURVES)
     result = {
