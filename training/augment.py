@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
+from PIL import Image
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,12 @@ def random_crop(images: np.ndarray, pixels: int, rng: np.random.Generator) -> np
     """Shift each image by -pixels..pixels both ways; reflections fill the border."""
     n, height, width, _ = images.shape
     padded = np.pad(images, ((0, 0), (pixels, pixels), (pixels, pixels), (0, 0)), "reflect")
-    windows = sliding_window_view(padded, (height, width), axis=(1, 2))  # (N, 2p+1, 2p+1, C, H, W)
     top, left = rng.integers(0, 2 * pixels + 1, (2, n))
-    return windows[np.arange(n), top, left].transpose(0, 2, 3, 1)
+    cropped = np.empty_like(images)
+    for y, x in np.ndindex(2 * pixels + 1, 2 * pixels + 1):  # faster than one gather for all
+        here = (top == y) & (left == x)
+        cropped[here] = padded[here, y : y + height, x : x + width]
+    return cropped
 
 
 def random_affine(
@@ -91,21 +94,11 @@ def cutout(images: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarra
 
 
 def resize(images: np.ndarray, side: int) -> np.ndarray:
-    """Shrink square images to `side` pixels with a triangle filter, anti-aliased. float32."""
-    n, size, _, channels = images.shape
-    if side == size:
+    """Resize uint8 images to squares of `side` pixels, bilinear and anti-aliased."""
+    if images.shape[1:3] == (side, side):
         return images
-    weights = _triangle_filter(size, side)  # (side, H)
-    rows = weights @ images.reshape(n, size, -1).astype(np.float32)  # (N, side, W*C)
-    columns = rows.reshape(n * side, -1) @ np.kron(weights, np.eye(channels, dtype=np.float32)).T
-    return columns.reshape(n, side, side, channels)
-
-
-def _triangle_filter(size: int, side: int) -> np.ndarray:
-    scale = size / side
-    centres = (np.arange(side) + 0.5) * scale - 0.5
-    weights = np.maximum(0, 1 - np.abs(np.arange(size) - centres[:, None]) / scale)
-    return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+    size, bilinear = (side, side), Image.Resampling.BILINEAR
+    return np.stack([np.asarray(Image.fromarray(image).resize(size, bilinear)) for image in images])
 
 
 def augment(images: np.ndarray, how: Augmentation, rng: np.random.Generator) -> np.ndarray:

@@ -78,7 +78,10 @@ def fast_vgg(
 
     inputs = keras.Input((None, None, 3))
     x = _normalise(inputs, mean, std)
-    x = gelu(layers.Conv2D(24, 2, name="whiten")(x))  # (N, 31, 31, 24)
+    # Whitening magnifies small differences, which bfloat16 would round away: float32 up to here,
+    # whatever the policy. The identity casts.
+    x = layers.Conv2D(24, 2, dtype="float32", name="whiten")(x)
+    x = gelu(layers.Identity()(x))  # (N, 31, 31, 24)
     for block, width in enumerate(widths, 1):
         x = layers.Conv2D(width, 3, padding="same", use_bias=False, name=f"conv{block}a")(x)
         x = norm_gelu(layers.MaxPooling2D()(x))  # sides 15, 7, 3
@@ -162,4 +165,7 @@ def dirac_kernel(shape: Sequence[int], rng: np.random.Generator) -> np.ndarray:
 
 def _normalise(inputs, mean: Sequence[float], std: Sequence[float]):
     variance = [value**2 for value in std]
-    return layers.Normalization(mean=list(mean), variance=variance, name="normalise")(inputs)
+    layer = layers.Normalization(
+        mean=list(mean), variance=variance, dtype="float32", name="normalise"
+    )
+    return layer(inputs)

@@ -86,8 +86,9 @@ def train(
         side = side_of_epoch(recipe, epoch)
         if epoch == first or side != side_of_epoch(recipe, epoch - 1):
             network.make_train_function(force=True)  # one graph per image size: fixed shapes
+            resized = augment.resize(images, side)
         steps = min(steps_per_epoch, total_steps - progress.step)
-        batches = batches_of_epoch(images, labels, recipe, batch_size, epoch, seed)
+        batches = batches_of_epoch(resized, labels, recipe, batch_size, epoch, seed)
         sums = {"loss": 0.0, "accuracy": 0.0}
         bar.set_description(f"epoch {epoch + 1}/{ceil(epochs)}")
         for done, (batch, targets) in zip(range(1, steps + 1), batches, strict=False):
@@ -145,7 +146,7 @@ def batches_of_epoch(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Augmented batches of one epoch, a function of seed and epoch alone.
 
-    Yields images (B, side, side, 3) and one-hot labels (B, 10) float32; a last, smaller batch
+    Yields images (B, H, W, 3) and one-hot labels (B, 10) float32; a last, smaller batch
     is left out.
     """
     rng = np.random.default_rng([seed, epoch])
@@ -155,8 +156,7 @@ def batches_of_epoch(
     for start in range(0, len(order) - batch_size + 1, batch_size):
         chosen = order[start : start + batch_size]
         batch = augment.flip(images[chosen], mirrored[chosen])
-        batch = augment.augment(batch, recipe.augmentation, rng)
-        yield augment.resize(batch, side_of_epoch(recipe, epoch)), one_hot[labels[chosen]]
+        yield augment.augment(batch, recipe.augmentation, rng), one_hot[labels[chosen]]
 
 
 def side_of_epoch(recipe: Recipe, epoch: int) -> int:

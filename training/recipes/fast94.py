@@ -23,11 +23,11 @@ recipe = Recipe(
     network=fast_vgg,
     initialise=initialise,
     optimizer=optimizer,
-    epochs=9.9,
+    epochs=11,
     batch_size=BATCH,
     augmentation=Augmentation(flip="alternating", crop=2),
     label_smoothing=0.2,
     lookahead=5,
-    resolution={0: 24, 4: 28, 6: 32},
+    resolution={0: 24, 5: 28, 7: 32},
     dtype="mixed_bfloat16",
 )
