@@ -6,7 +6,7 @@ training step that it feeds. Random images: the content does not change the cost
 
 import time
 from collections.abc import Callable, Iterator
-from itertools import cycle
+from itertools import count
 
 import numpy as np
 
@@ -26,15 +26,16 @@ def images_per_second(step: Callable[[], int]) -> float:
     return images / elapsed
 
 
-def endless_batches(recipe: recipes.Recipe, data: tuple, epoch: int) -> Iterator:
-    for n in cycle([epoch]):
-        yield from train.batches_of_epoch(*data, recipe, recipe.batch_size, n, seed=0)
+def endless_batches(recipe: recipes.Recipe, images: np.ndarray) -> Iterator:
+    labels = np.arange(len(images)) % 10
+    for epoch in count():
+        yield from train.batches_of_epoch(images, labels, recipe, recipe.batch_size, epoch, seed=0)
 
 
 def main() -> None:
     rng = np.random.default_rng(0)
-    data = rng.integers(0, 256, (5 * BATCH, 32, 32, 3), dtype=np.uint8), np.arange(5 * BATCH) % 10
-    batch = data[0][:BATCH]
+    images = rng.integers(0, 256, (5 * BATCH, 32, 32, 3), dtype=np.uint8)
+    batch = images[:BATCH]
     print("| augmentation of a batch of 1,024 | images/s |\n|---|---:|")
     for name, how in (
         ("shift by 2 pixels, reflected", Augmentation(crop=2)),
@@ -50,16 +51,16 @@ def main() -> None:
     print("|---|---:|---:|---:|---:|")
     for name in recipes.names():
         recipe = recipes.load(name)
-        network = train.build(recipe, data[0], 0, 40, 1)
-        for epoch, side in recipe.resolution.items():
-            batches = endless_batches(recipe, data, epoch)
+        network = train.build(recipe, images, 0, 40, 1)
+        for side in recipe.resolution.values():
+            batches = endless_batches(recipe, augment.resize(images, side))
             pipeline = images_per_second(lambda batches=batches: len(next(batches)[0]))
-            images, targets = next(batches)
             network.make_train_function(force=True)
+            fixed = next(batches)
 
-            def step(network=network, images=images, targets=targets) -> int:
-                network.train_on_batch(images, targets)
-                return len(images)
+            def step(network=network, fixed=fixed) -> int:
+                network.train_on_batch(*fixed)
+                return len(fixed[0])
 
             training = images_per_second(step)
             print(

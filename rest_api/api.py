@@ -5,17 +5,10 @@ from typing import Any
 from flask import Blueprint, Response, current_app, jsonify, request
 from werkzeug.exceptions import HTTPException
 
-from rest_api.images import ImageError, decode, fit
+from rest_api.errors import RequestError
+from rest_api.images import decode, fit
 
 api = Blueprint("api", __name__)
-
-
-class RequestError(Exception):
-    """A request that cannot be answered: `status` (HTTP), `code` (stable) and a message."""
-
-    def __init__(self, status: int, code: str, message: str):
-        super().__init__(message)
-        self.status, self.code = status, code
 
 
 @api.post("/predict")
@@ -52,9 +45,8 @@ def requested_top(classes: int) -> int:
     return min(int(value), classes)
 
 
-@api.app_errorhandler(ImageError)
 @api.app_errorhandler(RequestError)
-def refused(error: ImageError | RequestError) -> tuple[dict[str, Any], int]:
+def refused(error: RequestError) -> tuple[dict[str, Any], int]:
     return failure(error.code, str(error)), error.status
 
 
@@ -63,7 +55,8 @@ def http_error(error: HTTPException) -> tuple[dict[str, Any], int]:
     """Flask's own refusals (404, 405, 413, …) in the same shape."""
     if error.code == 413:
         limit = current_app.config["MAX_CONTENT_LENGTH"] / 2**20
-        return failure("too_large", f"The request is larger than {limit:g} MiB."), 413
+        message = f"The request is too large. Send one image of at most {limit:g} MiB."
+        return failure("too_large", message), 413
     code = (error.name or "error").lower().replace(" ", "_")
     return failure(code, error.description or error.name), error.code
 

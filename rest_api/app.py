@@ -21,7 +21,7 @@ from rest_api.engine import load_engine
 
 DEFAULT_MODEL = Path(__file__).parent / "assets" / "cifar10"
 MAX_BODY = 10 * 2**20  # bytes
-THREADS = 2  # per process: one decodes while the other waits for the network's input
+THREADS = 2  # requests at a time in each process; decoding and the network release the GIL
 
 
 def create_app(

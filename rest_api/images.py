@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from rest_api.bundle import Resize
+from rest_api.errors import RequestError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # nothing else is ever tried
 MAX_PIXELS = 50_000_000  # a 50-megapixel photo decodes to 150 MB
@@ -17,41 +18,33 @@ GREY = (128, 128, 128)
 DECODING_ERRORS = (OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error, zlib.error)
 
 
-class ImageError(Exception):
-    """An image that cannot be classified: `status` (HTTP), `code` (stable) and a message."""
-
-    def __init__(self, status: int, code: str, message: str):
-        super().__init__(message)
-        self.status, self.code = status, code
-
-
 def decode(data: bytes, side: int) -> Image.Image:
     """Decode an image file to an upright RGB image, as a person would see it.
 
     Transparency lies on white, 16-bit grey is scaled to 8, EXIF orientation is applied; the first
     frame stands for an animation. A JPEG is decoded at the smallest of 1/1, 1/2, 1/4 and 1/8 of
-    its size that leaves four pixels for each one of the network's `side`. Raises ImageError.
+    its size that leaves four pixels for each one of the network's `side`. Raises RequestError.
     """
     if not data:
-        raise ImageError(400, "empty_file", "The file is empty. Send the bytes of an image.")
+        raise RequestError(400, "empty_file", "The file is empty. Send the bytes of an image.")
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         if image.width * image.height > MAX_PIXELS:
             raise Image.DecompressionBombError
     except UnidentifiedImageError as error:
         message = f"This is not an image in one of the formats {', '.join(FORMATS)}."
-        raise ImageError(415, "unsupported_format", message) from error
+        raise RequestError(415, "unsupported_format", message) from error
     except Image.DecompressionBombError as error:
         message = f"The image has more than {MAX_PIXELS / 1e6:g} megapixels."
-        raise ImageError(413, "too_many_pixels", message) from error
+        raise RequestError(413, "too_many_pixels", message) from error
     except DECODING_ERRORS as error:
-        raise ImageError(422, "corrupt_image", "The image file is damaged.") from error
+        raise RequestError(422, "corrupt_image", "The image file is damaged.") from error
     try:
         image.draft("RGB", (4 * side, 4 * side))
         return to_rgb(ImageOps.exif_transpose(image))
     except DECODING_ERRORS as error:
         message = f"The {image.format} file is truncated or damaged."
-        raise ImageError(422, "corrupt_image", message) from error
+        raise RequestError(422, "corrupt_image", message) from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 
 from rest_api import images
-from rest_api.images import ImageError, decode, fit
+from rest_api.errors import RequestError
+from rest_api.images import decode, fit
 from tests.conftest import encode
 
 
@@ -97,20 +98,20 @@ def test_large_jpeg_is_decoded_at_reduced_scale_and_looks_the_same():
 
 
 def test_empty_file_is_refused():
-    with pytest.raises(ImageError, match="empty") as error:
+    with pytest.raises(RequestError, match="empty") as error:
         decode(b"", 32)
     assert (error.value.status, error.value.code) == (400, "empty_file")
 
 
 @pytest.mark.parametrize("data", [b"hello", b"\x00" * 100, b"<svg></svg>", b"%PDF-1.7"])
 def test_what_is_no_image_is_refused_naming_the_formats(data):
-    with pytest.raises(ImageError, match="JPEG, PNG, WEBP") as error:
+    with pytest.raises(RequestError, match="JPEG, PNG, WEBP") as error:
         decode(data, 32)
     assert (error.value.status, error.value.code) == (415, "unsupported_format")
 
 
 def test_formats_outside_the_list_are_never_tried():
-    with pytest.raises(ImageError) as error:
+    with pytest.raises(RequestError) as error:
         decode(encode(gradient(), "PPM"), 32)
     assert error.value.code == "unsupported_format"
 
@@ -119,7 +120,7 @@ def test_formats_outside_the_list_are_never_tried():
 def test_truncated_file_is_refused_as_corrupt(fmt):
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (99, 99, 3), dtype=np.uint8))
     data = encode(noise, fmt)
-    with pytest.raises(ImageError, match="damaged") as error:
+    with pytest.raises(RequestError, match="damaged") as error:
         decode(data[: len(data) // 2], 32)
     assert (error.value.status, error.value.code) == (422, "corrupt_image")
 
@@ -127,7 +128,7 @@ def test_truncated_file_is_refused_as_corrupt(fmt):
 def test_absurd_dimensions_are_refused_before_decoding(monkeypatch):
     monkeypatch.setattr(images, "MAX_PIXELS", 1_000_000)
     data = encode(Image.new("1", (2000, 1000)))
-    with pytest.raises(ImageError, match="more than 1 megapixels") as error:
+    with pytest.raises(RequestError, match="more than 1 megapixels") as error:
         decode(data, 32)
     assert (error.value.status, error.value.code) == (413, "too_many_pixels")
 
@@ -135,7 +136,7 @@ def test_absurd_dimensions_are_refused_before_decoding(monkeypatch):
 def test_decompression_bomb_is_refused():
     bomb = io.BytesIO()
     Image.new("1", (30_000, 30_000)).save(bomb, "PNG")
-    with pytest.raises(ImageError) as error:
+    with pytest.raises(RequestError) as error:
         decode(bomb.getvalue(), 32)
     assert error.value.code == "too_many_pixels"
 
