@@ -75,6 +75,11 @@ def test_finished_run_is_not_trained_again(small_cifar, tmp_path):
     assert result["images"] == 200  # --final trains on all of them
     assert result["measured_on"] == "test"
     assert (tmp_path / "run" / "curves.png").exists()
+    other = subprocess.run(
+        [*arguments, "--epochs", "2"], cwd=ROOT, check=False, capture_output=True, text=True
+    )
+    assert other.returncode == 1
+    assert "finished run of 1 epochs, not 2" in other.stderr
 
 
 def test_ctrl_c_ends_cleanly(small_cifar, tmp_path):

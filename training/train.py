@@ -89,33 +89,29 @@ def train(
             resized = augment.resize(images, side)
         steps = min(steps_per_epoch, total_steps - progress.step)
         batches = batches_of_epoch(resized, labels, recipe, batch_size, epoch, seed)
-        sums = {"loss": 0.0, "accuracy": 0.0}
         bar.set_description(f"epoch {epoch + 1}/{ceil(epochs)}")
+        sums = {"loss": 0.0, "accuracy": 0.0}
         for done, (batch, targets) in zip(range(1, steps + 1), batches, strict=False):
             network.reset_metrics()
             logs = network.train_on_batch(batch, targets, return_dict=True)
-            sums = {key: total + float(logs[key]) for key, total in sums.items()}
             progress.step += 1
             if recipe.lookahead and progress.step % recipe.lookahead == 0:
                 look_ahead(network, slow, progress.step / total_steps)
+            sums = {key: total + float(logs[key]) for key, total in sums.items()}
             bar.set_postfix({key: f"{sums[key] / done:.3f}" for key in sums}, refresh=False)
             bar.update(batch_size)
         if recipe.lookahead and progress.step == total_steps:
             assign(network.weights, slow)
 
-        row = {"epoch": epoch + 1, "side": side}
-        row |= {key: round(total / steps, 5) for key, total in sums.items()}
-        if validation:
-            logits = predict(network, validation[0])
-            loss = metrics.cross_entropy(metrics.softmax(logits), validation[1])
-            row["val_loss"] = round(loss, 5)
-            row["val_accuracy"] = metrics.accuracy(logits, validation[1])
+        figures = {key: round(total / steps, 5) for key, total in sums.items()}
+        figures |= validate(network, validation) if validation else {}
         progress.epoch = epoch + 1
         progress.seconds = round(before + time.perf_counter() - started, 1)
-        progress.history.append(row | {"seconds": progress.seconds})
+        row = {"epoch": epoch + 1, "side": side, **figures, "seconds": progress.seconds}
+        progress.history.append(row)
         save(run / CHECKPOINT, network, slow, progress)
         write_history(run / HISTORY, progress.history)
-        tqdm.write("  ".join(f"{key} {value:.4g}" for key, value in progress.history[-1].items()))
+        tqdm.write("  ".join(f"{key} {value:.4g}" for key, value in row.items()))
     bar.close()
     return network, progress
 
@@ -179,6 +175,16 @@ def look_ahead(network: keras.Model, slow: list[np.ndarray], done: float) -> Non
 def assign(variables: list[keras.Variable], values: list[np.ndarray]) -> None:
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value)
+
+
+def validate(network: keras.Model, validation: Split) -> dict[str, float]:
+    """Cross-entropy and accuracy on images that are not trained on."""
+    logits = predict(network, validation[0])
+    loss = metrics.cross_entropy(metrics.softmax(logits), validation[1])
+    return {
+        "val_loss": round(loss, 5),
+        "val_accuracy": metrics.accuracy(logits, validation[1]),
+    }
 
 
 def predict(network: keras.Model, images: np.ndarray) -> np.ndarray:
@@ -280,10 +286,9 @@ def run_recipe(args: argparse.Namespace) -> dict[str, Any]:
     """Train, measure and write result.json, or read it where the run is finished."""
     name = f"{args.recipe}-seed{args.seed}" + "-final" * args.final
     run = args.output or Path("runs", name)
-    if (run / RESULT).exists():
-        print(f"{run} is finished; remove it to train again.")
-        return json.loads((run / RESULT).read_text(encoding="utf-8"))
     recipe = recipes.load(args.recipe)
+    if (run / RESULT).exists():
+        return finished(run, args.epochs or recipe.epochs)
     data, test = load_cifar10(args.data)
     data, validation = (data, None) if args.final else split_validation(*data)
     network, progress = train(
@@ -312,6 +317,18 @@ def run_recipe(args: argparse.Namespace) -> dict[str, Any]:
     }
     with replacing(run / RESULT) as part:
         part.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    return result
+
+
+def finished(run: Path, epochs: float) -> dict[str, Any]:
+    """The result of a finished run. Raises RunError if it was one of other length."""
+    result = json.loads((run / RESULT).read_text(encoding="utf-8"))
+    if result["epochs"] != epochs:
+        raise RunError(
+            f"{run} holds a finished run of {result['epochs']:g} epochs, not {epochs:g}. "
+            "Remove it, or give another --output."
+        )
+    print(f"{run} is finished; remove it to train again.")
     return result
 
 
