@@ -6,6 +6,7 @@ production server, with one process per core.
 
 import argparse
 import os
+import socket
 import sys
 from functools import partial
 from pathlib import Path
@@ -39,10 +40,16 @@ def create_app(
 
 def main() -> None:
     args = parse_arguments()
-    try:
-        load_bundle(args.model).file(args.engine)  # say here what would stop every worker
+    try:  # say here, in one line, what would stop every worker
+        load_bundle(args.model).file(args.engine)
+        socket.create_server((args.host, args.port)).close()
     except BundleError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        sys.exit(
+            f"error: cannot listen on {args.host}:{args.port}: {error.strerror}. "
+            "Choose another with --port or --host."
+        )
 
     from granian import Granian
 
@@ -68,7 +75,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
     parser.add_argument(
         "--port",
-        type=int,
+        type=partial(whole_number, least=1, most=65_535),
         default=os.environ.get("PORT", "5000"),
         help="port to listen on ($PORT, else 5000)",
     )
@@ -77,7 +84,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--workers",
-        type=int,
+        type=partial(whole_number, least=1, most=256),
         default=os.cpu_count(),
         help="server processes (one per core: %(default)s)",
     )
@@ -88,6 +95,13 @@ def parse_arguments() -> argparse.Namespace:
         help="what runs the network (%(default)s)",
     )
     return parser.parse_args()
+
+
+def whole_number(text: str, least: int, most: int) -> int:
+    """Read a number from the command line. Raises argparse.ArgumentTypeError."""
+    if text.isdecimal() and least <= int(text) <= most:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} to {most}")
 
 
 if __name__ == "__main__":

@@ -167,3 +167,35 @@ def test_bad_bundle_stops_the_start_with_one_clear_line(tmp_path, damage):
     assert start.stderr.startswith("error: ")
     assert str(bundle) in start.stderr
     assert len(start.stderr.splitlines()) == 1
+
+
+def test_port_in_use_stops_the_start_with_one_clear_line():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        start = subprocess.run(
+            [sys.executable, "rest_api/app.py", "--port", str(port)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
+    assert start.returncode == 1
+    assert start.stderr.startswith(f"error: cannot listen on 127.0.0.1:{port}")
+    assert "--port" in start.stderr
+    assert len(start.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "options", [("--port", "99999"), ("--port", "http"), ("--workers", "0"), ("--engine", "onnx")]
+)
+def test_senseless_option_is_refused_by_name(options):
+    start = subprocess.run(
+        [sys.executable, "rest_api/app.py", *options],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert start.returncode == 2
+    assert f"argument {options[0]}" in start.stderr
+    assert "Traceback" not in start.stderr
