@@ -1,5 +1,6 @@
 import io
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -84,6 +85,23 @@ def test_file_that_is_no_image_is_refused(client):
 def test_truncated_image_is_refused(client):
     data = FROG.read_bytes()
     assert "truncated" in refused(post(client, data[: len(data) // 2]), 422, "corrupt_image")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # Pillow warns of what it skips
+@pytest.mark.parametrize("fmt", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_damaged_files_never_cause_a_server_error(client, fmt):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # orientation
+    options = {} if fmt in ("GIF", "BMP") else {"exif": exif}
+    whole = encode(Image.open(FROG).resize((64, 64)), fmt, **options)
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        damaged = bytearray(whole)
+        # Headers and tables lie at the start, or at the end: damage those most often.
+        for position in rng.geometric(0.01, size=rng.integers(1, 6)) * rng.choice((-1, 1)):
+            damaged[position % len(whole)] = rng.integers(256)
+        response = post(client, bytes(damaged))
+        assert response.status_code in (200, 413, 415, 422), bytes(damaged)
 
 
 def test_too_large_a_body_is_refused_naming_the_limit(client):
