@@ -44,7 +44,7 @@ def kill_after_an_epoch(arguments: list[str], run: Path) -> None:
     process.stderr.close()
 
 
-@pytest.mark.parametrize("recipe", ["classic", "fast94"])
+@pytest.mark.parametrize("recipe", recipes.names())
 def test_run_killed_by_sigkill_ends_at_the_figures_of_an_uninterrupted_one(
     recipe, small_cifar, tmp_path
 ):
@@ -164,8 +164,8 @@ def test_fractional_epochs_end_within_an_epoch(quick, data, tmp_path):
     assert (progress.epoch, progress.step) == (2, 3)
 
 
-def test_final_fast_weights_are_the_averaged_ones(data, tmp_path):
-    network, _ = train.train(recipes.load("fast94"), data, None, tmp_path, epochs=2)
+def test_final_weights_of_lookahead_are_the_averaged_ones(data, tmp_path):
+    network, _ = train.train(recipes.load("airbench94"), data, None, tmp_path, epochs=2)
     slow = [v.numpy() for v in network.weights]
     train.restore(tmp_path / "checkpoint.npz", network, slow, None)
     for variable, average in zip(network.weights, slow, strict=True):
@@ -181,7 +181,7 @@ def test_every_recipe_opens_with_its_evidence(name):
 
 
 def test_unknown_recipe_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match="classic, fast94"):
+    with pytest.raises(ValueError, match="airbench94, classic, fast94"):
         recipes.load("slow12")
 
 

@@ -89,8 +89,11 @@ def fast_vgg(
         x = norm_gelu(x)
     x = layers.GlobalMaxPooling2D()(x)  # (N, 256)
     like_torch = keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform")
-    x = layers.Dense(classes, use_bias=False, kernel_initializer=like_torch, name="head")(x)
-    return keras.Model(inputs, layers.Rescaling(1 / 9, dtype="float32")(x), name="fast_vgg")
+    head = layers.Dense(
+        classes, use_bias=False, kernel_initializer=like_torch, dtype="float32", name="head"
+    )
+    logits = layers.Rescaling(1 / 9, dtype="float32")(head(x))
+    return keras.Model(inputs, logits, name="fast_vgg")
 
 
 def gelu(x):

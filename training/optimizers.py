@@ -42,6 +42,8 @@ class AirbenchSGD(keras.optimizers.Optimizer):
     layer stops after `whiten_bias_steps`.
     """
 
+    scaled = ("beta",)  # endings of the paths of the variables that learn faster
+
     def __init__(
         self,
         learning_rate: Triangle,
@@ -67,7 +69,7 @@ class AirbenchSGD(keras.optimizers.Optimizer):
         examples = self.batch_size / 1024
         rate = learning_rate * examples / (1 + 1 / (1 - self.momentum))
         path = self.paths[self._get_variable_index(variable)]
-        rate = rate * self.bias_scale if path.endswith("beta") else rate
+        rate = rate * self.bias_scale if path.endswith(self.scaled) else rate
         decay = learning_rate / self.peak * self.decay * examples
         step = rate * self.nesterov(gradient, variable, self.momentum) + decay * variable
         if path.endswith("whiten/bias"):
@@ -87,8 +89,10 @@ class AirbenchMuon(AirbenchSGD):
 
     A kernel's update is its momentum made orthogonal; before it, the kernel is scaled to unit
     norm per filter, which takes the place of weight decay. `filter_rate` follows the schedule of
-    `learning_rate`.
+    `learning_rate`. The whitening bias learns as fast as the offsets of BatchNorm.
     """
+
+    scaled = ("beta", "whiten/bias")
 
     def __init__(self, *args, filter_rate: float = 0.24, filter_momentum: float = 0.6, **kwargs):
         super().__init__(*args, **kwargs)
