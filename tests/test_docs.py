@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import statistics
 import subprocess
 import sys
 
@@ -76,6 +77,21 @@ def test_answer_in_the_readme_is_the_true_one(client):
 def test_accuracy_in_the_readme_is_the_bundles():
     accuracy = load_bundle(DEFAULT_MODEL).manifest["accuracy"]
     assert f"{accuracy['litert']:.2%}".replace("%", " %") in README
+
+
+def test_figures_of_the_recipe_are_those_of_its_runs():
+    records = (ROOT / "benchmarks" / "records").glob("fast94-seed*-final.json")
+    runs = [json.loads(path.read_text()) for path in records]
+    assert {run["recipe"] for run in runs} == {"fast94"}
+    assert all(run["images"] == 50_000 and run["measured_on"] == "test" for run in runs)
+    table = README + (recipes.load("fast94") and sys.modules["training.recipes.fast94"].__doc__)
+    for key, scale, unit in (("accuracy", 100, "%"), ("accuracy_tta", 100, "%")):
+        values = [run[key] * scale for run in runs]
+        figure = f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f} {unit}"
+        assert table.count(figure) == 2, f"README and recipe must say {figure}"
+    minutes = [run["seconds"] / 60 for run in runs]
+    assert table.count(f"{statistics.mean(minutes):.1f} minutes") == 2
+    assert f"n={len(runs)}" in table
 
 
 def test_links_and_pictures_exist():
