@@ -1,4 +1,11 @@
-"""The classic network: 3-block VGG with BatchNorm, dropout and L2; Adam with a stepped rate."""
+"""The classic network: 3-block VGG with BatchNorm, dropout and L2; Adam with a stepped rate.
+
+Evidence: no whole run of ours yet (n=0); the published one, which this shortens, took 275 epochs to
+90.87 %. A step runs at 606 images/s on 2 CPU cores (`python -m benchmarks.input_pipeline`), which
+makes 75 minutes of 60 epochs.
+
+    python -m training.train classic
+"""
 
 import keras
 
