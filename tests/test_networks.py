@@ -91,10 +91,16 @@ def test_gelu_is_near_the_exact_form():
     np.testing.assert_allclose(gelu(x), keras.ops.gelu(x, approximate=False), atol=0.021)
 
 
-def test_fused_batch_norm_equals_keras():
+@pytest.mark.parametrize("scale", [False, True])
+def test_fused_batch_norm_equals_keras(scale):
     x = np.random.default_rng(0).normal(3, 2, (16, 5, 5, 8)).astype(np.float32)
     ours, theirs = (
-        cls(scale=False, momentum=0.6, epsilon=1e-5)
+        cls(
+            scale=scale,
+            gamma_initializer=keras.initializers.Constant(1.7),
+            momentum=0.6,
+            epsilon=1e-5,
+        )
         for cls in (BatchNorm, layers.BatchNormalization)
     )
     np.testing.assert_allclose(ours(x, training=True), theirs(x, training=True), atol=1e-4)

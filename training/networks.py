@@ -33,7 +33,7 @@ def vgg(
     penalty = keras.regularizers.L2(l2) if l2 else None
 
     def then_batch_norm(x):
-        return layers.BatchNormalization()(x) if batch_norm else x
+        return BatchNorm()(x) if batch_norm else x
 
     inputs = keras.Input((32, 32, 3))
     x = _normalise(inputs, mean, std)
@@ -99,7 +99,7 @@ def fast_vgg(
 def gelu(x):
     """GELU in its sigmoid form, x * sigmoid(1.702 x) (Hendrycks & Gimpel, arXiv:1606.08415).
 
-    The exact form costs a tenth of the training step more on a CPU.
+    `python -m benchmarks.training_step` shows what it saves against the exact form.
     """
     return x * ops.sigmoid(1.702 * x)
 
@@ -107,17 +107,18 @@ def gelu(x):
 class BatchNorm(layers.BatchNormalization):
     """Keras's batch normalisation, through TensorFlow's fused kernel where there is one.
 
-    A training step is a tenth faster than with Keras's own sequence of ops.
+    The kernel takes feature maps (N, H, W, C). `python -m benchmarks.training_step` shows
+    what it saves.
     """
 
     def call(self, inputs, training=None):
-        if keras.backend.backend() != "tensorflow":
+        if keras.backend.backend() != "tensorflow" or len(inputs.shape) != 4:
             return super().call(inputs, training=training)
         import tensorflow as tf
 
         outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
             x=inputs,
-            scale=tf.ones_like(self.beta),
+            scale=self.gamma if self.scale else tf.ones_like(self.beta),
             offset=self.beta,
             mean=[] if training else self.moving_mean,
             variance=[] if training else self.moving_variance,
