@@ -219,7 +219,7 @@ def restore(
     Raises RunError if the file cannot be read, or its run had other `settings` than these.
     """
     try:
-        with np.load(path) as state:
+        with path.open("rb") as file, np.load(file) as state:
             progress = Progress(**json.loads(str(state["progress"])))
             if settings not in (None, progress.settings):
                 raise RunError(
