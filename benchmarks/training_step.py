@@ -82,7 +82,6 @@ def main() -> None:
         ),
         "whitening bias frozen": (lambda: images_per_second(fast94, 32, freeze_bias=True), []),
         "batches of 500": (lambda: images_per_second(replace(fast94, batch_size=500), 32), []),
-        "batches of 1,000": (lambda: images_per_second(replace(fast94, batch_size=1000), 32), []),
         "first block of 32 filters": (
             lambda: images_per_second(replace(fast94, network=thin_vgg), 32),
             [],
