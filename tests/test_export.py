@@ -1,5 +1,6 @@
 import contextlib
 import json
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -127,5 +128,5 @@ def test_failed_write_leaves_the_old_file(tmp_path):
 def test_folder_that_is_no_bundle_is_never_replaced(tmp_path):
     (tmp_path / "thesis.txt").write_text("precious")
     with pytest.raises(export.ExportError, match="is no bundle"):
-        export.export_run(export.parse_arguments(["run", str(tmp_path)]))
+        export.export_run(Path("run"), tmp_path)
     assert (tmp_path / "thesis.txt").exists()

@@ -1,4 +1,4 @@
-"""Augmentation of whole batches in NumPy. Images are (N, H, W, C) uint8 or float32.
+"""Augmentation of whole batches. Images are (N, H, W, C) uint8 or float32.
 
 `python -m benchmarks.input_pipeline` measures each step against the training step.
 """
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from keras import ops
 from PIL import Image
 
 
@@ -62,25 +63,18 @@ def random_affine(
     Bilinear; beyond the border the nearest pixel is repeated, as the classic recipe's
     ImageDataGenerator does. Returns float32.
     """
-    n, height, width, channels = images.shape
-    angle = np.deg2rad(rng.uniform(-degrees, degrees, n)).astype(np.float32)[:, None]
-    move = rng.uniform(-shift, shift, (2, n, 1)).astype(np.float32)
-    cos, sin = np.cos(angle), np.sin(angle)
-
-    y, x = np.mgrid[:height, :width].reshape(2, 1, -1).astype(np.float32)  # (1, H*W)
-    y, x = y - (height - 1) / 2, x - (width - 1) / 2
-    source_y = cos * y - sin * x + (height - 1) / 2 + move[0] * height  # (N, H*W)
-    source_x = sin * y + cos * x + (width - 1) / 2 + move[1] * width
-    source_y, source_x = source_y.clip(0, height - 1), source_x.clip(0, width - 1)
-
-    top = np.minimum(source_y.astype(np.int32), height - 2)
-    left = np.minimum(source_x.astype(np.int32), width - 2)
-    down, right = (source_y - top)[..., None], (source_x - left)[..., None]
-    pixels = images.reshape(-1, channels)
-    corner = top * width + left + (np.arange(n, dtype=np.int32) * (height * width))[:, None]
-    upper = pixels[corner] * (1 - right) + pixels[corner + 1] * right
-    lower = pixels[corner + width] * (1 - right) + pixels[corner + width + 1] * right
-    return (upper * (1 - down) + lower * down).reshape(images.shape).astype(np.float32)
+    n, height, width, _ = images.shape
+    angle = np.deg2rad(rng.uniform(-degrees, degrees, n))
+    down, right = rng.uniform(-shift, shift, (2, n))
+    cos, sin, zero = np.cos(angle), np.sin(angle), np.zeros(n)
+    y, x = (height - 1) / 2, (width - 1) / 2  # the centre stays where it is
+    source_x = [cos, sin, x - cos * x - sin * y + right * width]
+    source_y = [-sin, cos, y + sin * x - cos * y + down * height]
+    transforms = np.stack([*source_x, *source_y, zero, zero], axis=1)  # (N, 8), as Keras has them
+    moved = ops.image.affine_transform(
+        images.astype(np.float32), transforms.astype(np.float32), "bilinear", "nearest"
+    )
+    return ops.convert_to_numpy(moved)
 
 
 def cutout(images: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarray:

@@ -87,9 +87,7 @@ def main() -> None:
     output.mkdir(parents=True, exist_ok=True)
     confusion = plots.confusion(np.array(figures["confusion"]), bundle.labels)
     plots.save(confusion, output / "confusion.png")
-    reliability = plots.reliability(
-        np.array(figures["reliability"]), figures["expected_calibration_error"]
-    )
+    reliability = plots.reliability({bundle.name: np.array(figures["reliability"])})
     plots.save(reliability, output / "reliability.png")
     with replacing(output / "evaluation.json") as part:
         part.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")

@@ -149,25 +149,35 @@ def write_manifest(folder: Path, description: dict[str, Any]) -> None:
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
-def export_run(args: argparse.Namespace) -> None:
-    """Fit the temperature of a run, export it, check it on the test images."""
-    run, destination = args.run, args.destination
+def export_run(
+    run: Path,
+    destination: Path,
+    *,
+    name: str | None = None,
+    resize: Resize = "pad",
+    engines: Sequence[Engine] = tuple(FILENAMES),
+    data: str | Path | None = None,
+) -> None:
+    """Fit the temperature of a run, export it, check it on the test images.
+
+    Raises RunError, DataError and ExportError; then nothing is written.
+    """
     if destination.exists() and not (destination / MANIFEST).exists():
         raise ExportError(f"{destination} exists and is no bundle. Give a folder of its own.")
     network, result = load_network(run)
     twin = run.with_name(run.name.removesuffix("-final"))  # has not seen the validation images
     unseen = network if twin == run else load_network(twin)[0]
-    training, test = load_cifar10(args.data)
+    training, test = load_cifar10(data)
     _, (images, labels) = split_validation(*training)
     logits = predict(unseen, images)
     temperature = metrics.fit_temperature(logits, labels)
     probabilities = metrics.softmax(logits / temperature)
     description = {
-        "name": args.name or destination.name,
+        "name": name or destination.name,
         "version": f"{result['date']}-{run.name}",
         "labels": list(LABELS),
         "input_size": 32,
-        "resize": args.resize,
+        "resize": resize,
         "accuracy": {"measured_on": "the CIFAR-10 test set"},
         "calibration": {
             "temperature": round(temperature, 4),
@@ -179,10 +189,10 @@ def export_run(args: argparse.Namespace) -> None:
         "training": {key: value for key, value in result.items() if key != "versions"},
         "versions": result["versions"],
     }
-    export(network, temperature, destination, description, *test, engines=args.engines)
+    export(network, temperature, destination, description, *test, engines=engines)
 
 
-def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Turn a finished run into a model bundle.")
     parser.add_argument("run", type=Path, help="a finished run, such as runs/fast94-seed0-final")
     parser.add_argument("destination", type=Path, help="the bundle's folder, made or replaced")
@@ -201,13 +211,20 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         help="whose files to keep (all)",
     )
     parser.add_argument("--data", help="directory of cifar-10-batches-py, default $CIFAR10_DIR")
-    return parser.parse_args(arguments)
+    return parser.parse_args()
 
 
 def main() -> None:
     args = parse_arguments()
     try:
-        export_run(args)
+        export_run(
+            args.run,
+            args.destination,
+            name=args.name,
+            resize=args.resize,
+            engines=args.engines,
+            data=args.data,
+        )
         bundle = load_bundle(args.destination)
     except (RunError, DataError, BundleError, ExportError) as error:
         sys.exit(f"error: {error}")

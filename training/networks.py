@@ -131,15 +131,23 @@ class BatchNorm(layers.BatchNormalization):
         return outputs
 
 
-def initialise(network: keras.Model, images: np.ndarray, seed: int) -> None:
+def initialise(
+    network: keras.Model,
+    images: np.ndarray,
+    seed: int,
+    *,
+    whitening: bool = True,
+    dirac: bool = True,
+) -> None:
     """Set the kernels of a `fast_vgg`: whitening from `images`, its convolutions to dirac."""
-    mean, std = network.get_layer("normalise").mean, network.get_layer("normalise").variance ** 0.5
-    whiten = network.get_layer("whiten")
-    whiten.kernel.assign(whitening_kernel((images - np.asarray(mean)) / np.asarray(std)))
-    whiten.kernel.trainable = False
+    if whitening:
+        normalise, whiten = network.get_layer("normalise"), network.get_layer("whiten")
+        mean, std = np.asarray(normalise.mean), np.asarray(normalise.variance) ** 0.5
+        whiten.kernel.assign(whitening_kernel((images - mean) / std))
+        whiten.kernel.trainable = False
     rng = np.random.default_rng(seed)
     for layer in network.layers:
-        if layer.name.startswith("conv"):
+        if dirac and layer.name.startswith("conv"):
             layer.kernel.assign(dirac_kernel(layer.kernel.shape, rng))
 
 

@@ -1,6 +1,6 @@
 """Figures, in colours that the colour-blind can tell apart (Okabe & Ito 2008)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -77,20 +77,112 @@ def confusion(matrix: np.ndarray, labels: Sequence[str]) -> Figure:
     return figure
 
 
-def reliability(bins: np.ndarray, error: float) -> Figure:
-    """Accuracy against confidence; `bins` as metrics.reliability returns them."""
-    count, confidence, correct = bins[bins[:, 0] > 0].T
-    figure = Figure(figsize=(5.2, 4.8), layout="constrained")
+def reliability(bins: Mapping[str, np.ndarray]) -> Figure:
+    """Accuracy against confidence: a panel for each named result of metrics.reliability."""
+    figure = Figure(figsize=(3.6 * len(bins) + 1.2, 4.6), layout="constrained")
+    panels = figure.subplots(1, len(bins), sharey=True, squeeze=False)[0]
+    for axes, (name, rows) in zip(panels, bins.items(), strict=True):
+        count, confidence, correct = rows[rows[:, 0] > 0].T
+        share = count / count.sum()
+        error = (share * abs(confidence - correct)).sum()
+        confidence, correct = confidence * 100, correct * 100
+        axes.plot([0, 100], [0, 100], color=GREY, linestyle="--", label="perfectly calibrated")
+        axes.plot(confidence, correct, color=BLUE, zorder=2)
+        axes.scatter(confidence, correct, 20 + 400 * share, BLUE, label="this network")
+        axes.set(xlabel="confidence (%)", title=f"{name}\nexpected calibration error {error:.1%}")
+    panels[0].set_ylabel("accuracy (%)")
+    panels[0].legend()
+    return figure
+
+
+def against_epochs(histories: Mapping[str, Sequence[dict]], columns: int = 3) -> Figure:
+    """Training and validation accuracy by epoch: a panel for each named history."""
+    rows = -(-len(histories) // columns)
+    figure = Figure(figsize=(3.6 * columns, 3.2 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    for axes, (name, history) in zip(panels, histories.items(), strict=False):
+        epochs = [row["epoch"] for row in history]
+        for key, label, colour, line in (
+            ("accuracy", "training", BLUE, "--"),
+            ("val_accuracy", "validation", ORANGE, "-"),
+        ):
+            axes.plot(epochs, [row[key] * 100 for row in history], line, color=colour, label=label)
+        axes.set_title(name, fontsize=12)
+    for axes in panels[len(histories) :]:
+        axes.remove()
+    figure.supxlabel("epoch")
+    figure.supylabel("accuracy (%)")
+    panels[0].legend(loc="lower right")
+    return figure
+
+
+def bars(values: Mapping[str, float], reference: str, spread: float, label: str) -> Figure:
+    """Horizontal bars of accuracies (0..1), the reference's marked through all of them.
+
+    The grey band, `spread` each way, is what another seed changes.
+    """
+    figure = Figure(figsize=(7.2, 0.5 * len(values) + 1), layout="constrained")
     axes = figure.subplots()
-    axes.plot([0, 100], [0, 100], color=GREY, linestyle="--", label="perfectly calibrated")
-    axes.plot(confidence * 100, correct * 100, color=BLUE, zorder=2)
-    axes.scatter(
-        confidence * 100, correct * 100, 20 + 400 * count / count.sum(), BLUE, label="this network"
-    )
-    axes.set(
-        xlabel="confidence (%)",
-        ylabel="accuracy (%)",
-        title=f"Expected calibration error {error:.1%}",
-    )
-    axes.legend()
+    names, percent = list(values), [100 * value for value in values.values()]
+    colours = [GREY if name == reference else BLUE for name in names]
+    drawn = axes.barh(names, percent, color=colours)
+    axes.bar_label(drawn, fmt="%.1f", padding=4)
+    middle = 100 * values[reference]
+    axes.axvspan(middle - 100 * spread, middle + 100 * spread, color=GREY, alpha=0.25, lw=0)
+    axes.axvline(middle, color="black", lw=1)
+    low, high = min(percent), max(percent)
+    axes.set(xlabel=label, xlim=(low - 0.4 * (high - low) - 0.5, high + 0.2 * (high - low) + 0.5))
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    return figure
+
+
+def pictures(images: np.ndarray, titles: Sequence[str], columns: int = 8) -> Figure:
+    """A grid of images (N, H, W, 3), values 0..255, each under its title."""
+    rows = -(-len(images) // columns)
+    figure = Figure(figsize=(1.25 * columns, 1.5 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in panels:
+        axes.axis("off")
+    for axes, image, title in zip(panels, images, titles, strict=False):
+        axes.imshow(image.astype(np.uint8), interpolation="nearest")
+        axes.set_title(title, fontsize=9)
+    return figure
+
+
+def race(histories: Mapping[str, Sequence[dict]]) -> Figure:
+    """Validation accuracy against wall-clock time on a log scale, a line for each history."""
+    figure = Figure(figsize=(8, 4.4), layout="constrained")
+    axes = figure.subplots()
+    for (name, history), colour, marker in zip(
+        histories.items(), (BLUE, ORANGE, GREEN), "osD", strict=False
+    ):
+        minutes = [row["seconds"] / 60 for row in history]
+        percent = [row["val_accuracy"] * 100 for row in history]
+        axes.plot(minutes, percent, color=colour, marker=marker, ms=4)
+        last = f"{name}\n{percent[-1]:.1f} % in {minutes[-1]:.0f} minutes"
+        axes.annotate(
+            last, (minutes[-1], percent[-1]), (6, 0), textcoords="offset points", color=colour
+        )
+    axes.set_xscale("log")
+    ticks = [1, 2, 5, 10, 20, 50, 100]
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.set_xticks([], minor=True)
+    axes.set(xlabel="wall-clock time on 2 CPU cores (minutes, log scale)")
+    axes.set(ylabel="validation accuracy (%)", ylim=(40, 100))
+    return figure
+
+
+def steps(history: Sequence[dict], rates: Mapping[int, float], title: str) -> Figure:
+    """Training and validation accuracy by epoch, a line where the learning rate steps down.
+
+    `rates` is {epoch: learning rate from there on}.
+    """
+    figure = against_epochs({title: history}, columns=1)
+    figure.set_size_inches(8, 4.2)
+    (axes,) = figure.axes
+    axes.set_ylim(50, 100)
+    for epoch, rate in rates.items():
+        axes.axvline(epoch, color=GREY, linestyle=":")
+        axes.text(epoch + 0.4, 51, f"rate {rate:g}", rotation=90, color=GREY, va="bottom")
     return figure

@@ -274,7 +274,16 @@ def versions() -> dict[str, str]:
 def main() -> None:
     args = parse_arguments()
     try:
-        result = run_recipe(args)
+        result = run_recipe(
+            args.recipe,
+            recipes.load(args.recipe),
+            seed=args.seed,
+            final=args.final,
+            epochs=args.epochs,
+            data=args.data,
+            run=args.output,
+            started=training.STARTED,
+        )
     except (DataError, RunError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
@@ -282,34 +291,40 @@ def main() -> None:
     print(json.dumps(result, indent=2))
 
 
-def run_recipe(args: argparse.Namespace) -> dict[str, Any]:
-    """Train, measure and write result.json, or read it where the run is finished."""
-    name = f"{args.recipe}-seed{args.seed}" + "-final" * args.final
-    run = args.output or Path("runs", name)
-    recipe = recipes.load(args.recipe)
+def run_recipe(
+    name: str,
+    recipe: Recipe,
+    *,
+    seed: int = 0,
+    final: bool = False,
+    epochs: float | None = None,
+    data: str | Path | None = None,
+    run: Path | None = None,
+    started: float | None = None,
+) -> dict[str, Any]:
+    """Train, measure and write result.json, or read it where the run is finished.
+
+    `run` is its directory, runs/NAME-seedN[-final] by default; `data` that of CIFAR-10. Raises
+    DataError and RunError.
+    """
+    run = run or directory(name, seed, final)
     if (run / RESULT).exists():
-        return finished(run, args.epochs or recipe.epochs)
-    data, test = load_cifar10(args.data)
-    data, validation = (data, None) if args.final else split_validation(*data)
+        return finished(run, epochs or recipe.epochs)
+    images, test = load_cifar10(data)
+    images, validation = (images, None) if final else split_validation(*images)
     network, progress = train(
-        recipe,
-        data,
-        validation,
-        run,
-        seed=args.seed,
-        epochs=args.epochs,
-        started=training.STARTED,
+        recipe, images, validation, run, seed=seed, epochs=epochs, started=started
     )
     evaluation = time.perf_counter()
-    images, labels = test if args.final else validation
+    images, labels = test if final else validation
     logits, logits_tta = predict_views(network, images)
     evaluation = time.perf_counter() - evaluation
     plots.save(plots.curves(progress.history, run.name), run / CURVES)
     result = {
-        "recipe": args.recipe,
+        "recipe": name,
         **progress.settings,
         "date": datetime.date.today().isoformat(),
-        "measured_on": "test" if args.final else "validation",
+        "measured_on": "test" if final else "validation",
         "accuracy": metrics.accuracy(logits, labels),
         "accuracy_tta": metrics.accuracy(logits_tta, labels),
         "seconds": round(progress.seconds + evaluation, 1),
@@ -318,6 +333,11 @@ def run_recipe(args: argparse.Namespace) -> dict[str, Any]:
     with replacing(run / RESULT) as part:
         part.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return result
+
+
+def directory(name: str, seed: int, final: bool) -> Path:
+    """Where a run is kept unless told otherwise."""
+    return Path("runs", f"{name}-seed{seed}" + "-final" * final)
 
 
 def finished(run: Path, epochs: float) -> dict[str, Any]:

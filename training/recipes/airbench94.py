@@ -15,14 +15,14 @@ from training.recipes import Recipe
 BATCH = 1024  # images
 
 
-def optimizer(steps_per_epoch: int, epochs: float) -> AirbenchSGD:
+def optimizer(steps_per_epoch: int, epochs: float, bias_scale: float = 64) -> AirbenchSGD:
     return AirbenchSGD(
         # From 0.2 x the peak up over the first 23 % of training, then down to 0.07 x.
         Triangle(peak=11.5, steps=int(steps_per_epoch * epochs), start=0.2, top=0.23, end=0.07),
         batch_size=BATCH,
         momentum=0.85,
         weight_decay=0.0153,  # per 1,024 images, as the peak of 11.5 is
-        bias_scale=64,  # times the rate for BatchNorm's offsets
+        bias_scale=bias_scale,  # times the rate for BatchNorm's offsets
         whiten_bias_steps=3 * steps_per_epoch,  # steps: 3 epochs
     )
 
