@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from rest_api.app import DEFAULT_MODEL
 from rest_api.bundle import load_bundle
 from rest_api.engine import load_engine
+from rest_api.settings import DEFAULT_MODEL
 
 ROOT = Path(__file__).parent.parent
 REQUESTS = 1000

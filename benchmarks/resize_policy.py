@@ -13,10 +13,10 @@ from typing import get_args
 import numpy as np
 from PIL import Image, ImageOps
 
-from rest_api.app import DEFAULT_MODEL
 from rest_api.bundle import Resize, load_bundle
 from rest_api.engine import load_engine
 from rest_api.images import decode, fit
+from rest_api.settings import DEFAULT_MODEL
 
 SHAPES = {"1:1": 1, "4:3": 4 / 3, "3:4": 3 / 4, "16:9": 16 / 9}  # width to height
 

@@ -1,65 +1,229 @@
-"""The HTTP routes."""
+"""The HTTP routes: bytes → image → square of pixels → probabilities → JSON."""
 
+import base64
+import binascii
 from typing import Any
 
-from flask import Blueprint, Response, current_app, jsonify, request
+import msgspec
+from flask import Blueprint, Response, current_app, request
+from spectree import Response as Responses
 from werkzeug.exceptions import HTTPException
 
+from rest_api import observe, schema
 from rest_api.errors import RequestError
 from rest_api.images import decode, fit
+from rest_api.models import Served
+from rest_api.schema import spec
+from rest_api.settings import Settings
 
 api = Blueprint("api", __name__)
 
+WHAT_TO_SEND = (
+    "Send an image as a file in the form field 'image' (curl -F image=@photo.jpg), as the body "
+    'itself with a Content-Type of image/…, or as JSON {"image": "<base64>"}.'
+)
+FAILURES = {
+    f"HTTP_{status}": schema.Failure for status in (400, 401, 404, 405, 413, 415, 422, 429, 503)
+}
+
 
 @api.post("/predict")
+@spec.validate(
+    query=schema.PredictQuery,
+    json=schema.Base64Image,
+    resp=Responses(HTTP_200=schema.Answer, **FAILURES),
+    skip_validation=True,
+    operation_id="predict",
+)
 def predict() -> Response:
-    """Classify the image in the multipart field `image`; `?top=N` cuts the list of classes."""
-    bundle = current_app.extensions["bundle"]
-    top = requested_top(len(bundle.labels))
-    image = decode(uploaded_image(), bundle.input_size)
-    pixels = fit(image, bundle.input_size, bundle.resize)[None]  # (1, side, side, 3)
-    probabilities = current_app.extensions["predict"](pixels)[0]
+    """Classify one image, or several.
+
+    One image is answered by its predictions, several files in the form field `image` by a result
+    for each, in their order: an image that cannot be read spoils its own result alone.
+    """
+    served = requested_model()
+    top = requested_top(len(served.bundle.labels))
+    images = sent_images()
+    model = schema.Model(served.bundle.name, served.bundle.version)
+    with current_app.extensions["gate"]():
+        if len(images) == 1:
+            predictions, uncertain = classify(images[0][1], served, top)
+            content = schema.Answer(
+                success=True, predictions=predictions, uncertain=uncertain, model=model
+            )
+            return answer(content)
+        results = [result(name, data, served, top) for name, data in images]
+        return answer(schema.Answer(success=True, results=results, model=model))
+
+
+def result(filename: str, data: bytes, served: Served, top: int) -> schema.Result:
+    """Classify one image of several."""
+    try:
+        predictions, uncertain = classify(data, served, top)
+    except RequestError as error:
+        observe.REJECTED.labels(error.code).inc()
+        problem = schema.Problem(error.code, str(error))
+        return schema.Result(filename, success=False, error=problem)
+    return schema.Result(filename, success=True, predictions=predictions, uncertain=uncertain)
+
+
+def classify(data: bytes, served: Served, top: int) -> tuple[list[schema.Prediction], bool]:
+    """The `top` most probable classes of an image file, and whether the first is uncertain.
+
+    Raises RequestError.
+    """
+    bundle = served.bundle
+    with observe.stage("decode"):
+        image = decode(data, bundle.input_size, settings().max_pixels)
+        pixels = fit(image, bundle.input_size, bundle.resize)[None]  # (1, side, side, 3)
+    with observe.stage("infer"):
+        probabilities = served.predict(pixels)[0]  # (classes,)
     best = probabilities.argsort()[::-1][:top]
     predictions = [
-        {"label": bundle.labels[i], "probability": round(float(probabilities[i]), 6)} for i in best
+        schema.Prediction(bundle.labels[i], round(float(probabilities[i]), 6)) for i in best
     ]
-    return jsonify(success=True, predictions=predictions)
+    uncertain = bool(probabilities[best[0]] < bundle.threshold)
+    observe.PREDICTIONS.labels(bundle.name, predictions[0].label).inc()
+    if uncertain:
+        observe.UNCERTAIN.labels(bundle.name).inc()
+    return predictions, uncertain
 
 
-def uploaded_image() -> bytes:
-    """The bytes of the one file in the field `image`. Raises RequestError."""
-    if "image" in request.files:
-        return request.files["image"].read()
-    message = (
-        "Send the image as a file in the multipart form field 'image': "
-        "curl -X POST -F image=@photo.jpg …/predict"
-    )
-    raise RequestError(400, "no_image", message)
+def sent_images() -> list[tuple[str, bytes]]:
+    """Name and bytes of each image of the request. Raises RequestError."""
+    if request.mimetype.startswith("image/"):
+        return [("", request.get_data(cache=False))]
+    if request.mimetype == "application/json":
+        return [("", image_in_json(request.get_data(cache=False)))]
+    files = request.files.getlist("image")
+    if not files:
+        raise RequestError(400, "no_image", WHAT_TO_SEND)
+    if len(files) > (limit := settings().max_files):
+        message = f"{len(files)} images are too many for one request. Send at most {limit}."
+        raise RequestError(413, "too_many_files", message)
+    return [(file.filename or "", file.read()) for file in files]
+
+
+def image_in_json(body: bytes) -> bytes:
+    """The image of `{"image": "<base64>"}`; a data: URL serves too. Raises RequestError."""
+    try:
+        text = msgspec.json.decode(body, type=schema.Base64Image).image
+        return base64.b64decode(
+            text.rpartition(",")[2] if text[:5] == "data:" else text, validate=True
+        )
+    except (msgspec.DecodeError, binascii.Error, ValueError) as error:
+        raise RequestError(400, "invalid_json", f"{error}. {WHAT_TO_SEND}") from error
+
+
+def requested_model() -> Served:
+    """The model that the query names, or else the first. Raises RequestError."""
+    models = current_app.extensions["models"]
+    name = request.args.get("model") or next(iter(models))
+    if name not in models:
+        known = ", ".join(models)
+        raise RequestError(404, "unknown_model", f"There is no model {name!r}. There are: {known}.")
+    return models[name]
 
 
 def requested_top(classes: int) -> int:
     """How many classes the query asks for; all by default. Raises RequestError."""
     value = request.args.get("top", str(classes))
-    if not (value.isascii() and value.isdigit() and int(value) >= 1):
+    if not (value.isascii() and value.isdigit() and len(value) < 10 and int(value) >= 1):
         raise RequestError(400, "invalid_top", f"top must be a whole number from 1, not {value!r}.")
     return min(int(value), classes)
 
 
+@api.get("/models")
+@spec.validate(resp=Responses(HTTP_200=schema.Models), operation_id="models", skip_validation=True)
+def models() -> Response:
+    """The models that can be asked, the default first."""
+    served = [
+        schema.ServedModel(
+            name=name,
+            version=model.bundle.version,
+            default=position == 0,
+            labels=list(model.bundle.labels),
+            input_size=model.bundle.input_size,
+            threshold=model.bundle.threshold,
+            accuracy=model.bundle.manifest.get("accuracy", {}),
+        )
+        for position, (name, model) in enumerate(current_app.extensions["models"].items())
+    ]
+    return answer(schema.Models(True, served))
+
+
+@api.get("/health/live")
+@spec.validate(resp=Responses(HTTP_200=schema.Health), operation_id="live", skip_validation=True)
+def live() -> Response:
+    """Whether the process answers at all."""
+    return answer(schema.Health("live"))
+
+
+@api.get("/health/ready")
+@spec.validate(
+    resp=Responses(HTTP_200=schema.Health, HTTP_503=schema.Failure),
+    operation_id="ready",
+    skip_validation=True,
+)
+def ready() -> Response:
+    """Whether it should be sent requests: its models are loaded, and it is not about to stop."""
+    if not current_app.extensions["models"]:
+        raise RequestError(503, "not_ready", "The model is being loaded.")
+    if current_app.extensions["draining"]():
+        raise RequestError(503, "draining", "The server is about to stop.")
+    return answer(schema.Health("ready"))
+
+
+@api.get("/metrics")
+def metrics() -> Response:
+    return observe.metrics()
+
+
+@api.get("/openapi.json")
+def openapi() -> Response:
+    """The description of this API, generated from the declarations above."""
+    document = spec.spec
+    body = document["paths"]["/predict"]["post"]["requestBody"]["content"]
+    binary = {"type": "string", "format": "binary"}
+    files = {"type": "array", "items": binary, "minItems": 1, "maxItems": settings().max_files}
+    body["multipart/form-data"] = {
+        "schema": {"type": "object", "properties": {"image": files}, "required": ["image"]}
+    }
+    body["image/*"] = {"schema": binary}
+    return answer(document)
+
+
+def settings() -> Settings:
+    return current_app.extensions["settings"]
+
+
+def answer(content: Any, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(content), status, mimetype="application/json")
+
+
 @api.app_errorhandler(RequestError)
-def refused(error: RequestError) -> tuple[dict[str, Any], int]:
-    return failure(error.code, str(error)), error.status
+def refused(error: RequestError) -> Response:
+    return failure(error.status, error.code, str(error), error.headers)
 
 
 @api.app_errorhandler(HTTPException)
-def http_error(error: HTTPException) -> tuple[dict[str, Any], int]:
+def http_error(error: HTTPException) -> Response:
     """Flask's own refusals (404, 405, 413, …) in the same shape."""
-    if error.code == 413:
-        limit = current_app.config["MAX_CONTENT_LENGTH"] / 2**20
-        message = f"The request is too large. Send one image of at most {limit:g} MiB."
-        return failure("too_large", message), 413
+    status = error.code or 500
+    if status == 413:
+        limit = settings().max_body / 2**20
+        message = f"The request is too large. Send at most {limit:g} MiB."
+        return failure(status, "too_large", message)
     code = (error.name or "error").lower().replace(" ", "_")
-    return failure(code, error.description or error.name), error.code
+    return failure(status, code, error.description or error.name, dict(error.get_headers()))
 
 
-def failure(code: str, message: str) -> dict[str, Any]:
-    return {"success": False, "error": {"code": code, "message": message}}
+def failure(
+    status: int, code: str, message: str, headers: dict[str, str] | None = None
+) -> Response:
+    observe.REJECTED.labels(code).inc()
+    response = answer(schema.Failure(False, schema.Problem(code, message)), status)
+    for name in ("Allow", "Retry-After", "WWW-Authenticate"):
+        if name in (headers or {}):
+            response.headers[name] = headers[name]
+    return response

@@ -5,43 +5,167 @@ production server, with one process per core.
 """
 
 import argparse
+import io
+import logging
+import multiprocessing
 import os
+import signal
 import socket
 import sys
+import tempfile
+import threading
+from collections.abc import Callable
 from functools import partial
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 if __name__ == "__main__":  # run as a file, from wherever: make `rest_api` importable
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    # Where processes keep their metrics for each other; prometheus_client looks once, at import.
+    scratch = tempfile.TemporaryDirectory(prefix="classifier-metrics-")
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = scratch.name
 
-from flask import Flask
+from flask import Flask, Request
 
 from rest_api.api import api
-from rest_api.bundle import FILENAMES, BundleError, Engine, load_bundle
-from rest_api.engine import load_engine
+from rest_api.bundle import FILENAMES, BundleError, load_bundle
+from rest_api.gate import make_gate
+from rest_api.guard import guard
+from rest_api.models import find_bundles, load_models
+from rest_api.observe import count_models, observe
+from rest_api.pages import pages
+from rest_api.settings import DEFAULT_MODEL, Settings
 
-DEFAULT_MODEL = Path(__file__).parent / "assets" / "cifar10"
-MAX_BODY = 10 * 2**20  # bytes
-THREADS = 2  # requests at a time in each process; decoding and the network release the GIL
+SETTINGS = Settings()
+GRACE = 30  # seconds that accepted requests have to end when the server stops
+log = logging.getLogger("rest_api")
+
+
+class InMemoryRequest(Request):
+    """A request whose files never touch the disk, however large."""
+
+    def _get_file_stream(self, *_: object, **__: object) -> io.BytesIO:
+        return io.BytesIO()
 
 
 def create_app(
-    model: str | Path = DEFAULT_MODEL, engine: Engine = "litert", threads: int = THREADS
+    settings: Settings = SETTINGS, draining: Callable[[], bool] = lambda: False
 ) -> Flask:
-    """The application serving one bundle, loaded and warm. Raises BundleError."""
-    app = Flask(__name__)
-    app.config["MAX_CONTENT_LENGTH"] = MAX_BODY
-    app.json.sort_keys = False
-    app.extensions["bundle"] = load_bundle(model)
-    app.extensions["predict"] = load_engine(app.extensions["bundle"], engine, threads)
+    """The application, its models loaded and warm.
+
+    `draining` says whether the server is about to stop. Raises BundleError.
+    """
+    app = Flask(__name__, static_url_path="/static")
+    app.request_class = InMemoryRequest
+    app.config["MAX_CONTENT_LENGTH"] = settings.max_body
+    app.extensions |= {
+        "settings": settings,
+        "draining": draining,
+        "gate": make_gate(settings.threads, settings.queue),
+    }
+    observe(app)
     app.register_blueprint(api)
+    app.register_blueprint(pages)
+    guard(app, settings)
+    load(app)
     return app
+
+
+def load(app: Flask) -> None:
+    """Load the models, in place of those that are there. Raises BundleError."""
+    settings, old = app.extensions["settings"], app.extensions.get("models", {})
+    models = load_models(settings.models, settings.engine, settings.threads)
+    app.extensions["models"] = models
+    count_models(old, 0)
+    count_models(models, 1)
+
+
+def reload(app: Flask) -> None:
+    """Take up what has changed on disk; where a bundle is bad, the old models go on.
+
+    Requests that have begun keep the model that they began with.
+    """
+    try:
+        load(app)
+    except BundleError as error:
+        log.error("The old models go on: %s", error)
+        return
+    served = [f"{name} {m.bundle.version}" for name, m in app.extensions["models"].items()]
+    log.warning("Now serving %s", ", ".join(served))
+
+
+def create_worker(settings: Settings, draining: Event) -> Flask:
+    """The application in a process of the server, which reloads its models on SIGHUP."""
+    logging.basicConfig(format="%(message)s", stream=sys.stdout)
+    logging.getLogger("rest_api").setLevel(logging.INFO)
+    app = create_app(settings, draining.is_set)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(
+            signal.SIGHUP, lambda *_: threading.Thread(target=reload, args=(app,)).start()
+        )
+    return app
+
+
+def serve(settings: Settings, host: str, port: int, workers: int, drain: float) -> None:
+    """Run until SIGTERM or Ctrl-C.
+
+    On SIGTERM the server says for `drain` seconds that it is not ready, while it goes on to
+    answer; then it answers what it has accepted, for GRACE seconds at most, and ends.
+    """
+    from granian import Granian
+
+    draining = multiprocessing.Event()
+    server = Granian(
+        "rest_api.app",
+        address=host,
+        port=port,
+        interface="wsgi",
+        workers=workers,
+        # Threads beyond those that work receive requests, and refuse them when it is too much.
+        blocking_threads=settings.threads + settings.queue + 4,
+        respawn_failed_workers=True,
+        respawn_interval=0,
+        workers_kill_timeout=GRACE,
+        log_level="error",
+    )
+
+    def start_draining(*_: object) -> None:
+        draining.set()
+        threading.Timer(drain, server.signal_handler_interrupt).start()
+
+    def reload_workers(*_: object) -> None:
+        for process in multiprocessing.active_children():
+            os.kill(process.pid, signal.SIGHUP)
+
+    @server.on_startup
+    def begin() -> None:
+        signal.signal(signal.SIGTERM, start_draining)
+        if hasattr(signal, "SIGHUP"):
+            signal.signal(signal.SIGHUP, reload_workers)
+        names = ", ".join(str(path) for path in settings.models)
+        print(f"Serving {names} on http://{host}:{port}", flush=True)
+
+    # Workers load the networks themselves, each its own: the parent holds none to fork.
+    server.serve(target_loader=partial(create_worker, settings, draining), wrap_loader=False)
 
 
 def main() -> None:
     args = parse_arguments()
+    settings = Settings(
+        models=tuple(args.model or [DEFAULT_MODEL]),
+        engine=args.engine,
+        max_body=args.max_body * 2**20,
+        max_pixels=args.max_pixels * 1_000_000,
+        max_files=args.max_files,
+        queue=args.queue,
+        api_keys=read_keys(args.api_keys),
+        rate_limit=args.rate_limit,
+        rate_storage=args.rate_storage,
+        cors_origins=tuple(args.cors),
+    )
     try:  # say here, in one line, what would stop every worker
-        load_bundle(args.model).file(args.engine)
+        for path in find_bundles(settings.models):
+            load_bundle(path).file(settings.engine)
         socket.create_server((args.host, args.port)).close()
     except BundleError as error:
         sys.exit(f"error: {error}")
@@ -50,49 +174,66 @@ def main() -> None:
             f"error: cannot listen on {args.host}:{args.port}: {error.strerror}. "
             "Choose another with --port or --host."
         )
+    serve(settings, args.host, args.port, args.workers, args.drain)
 
-    from granian import Granian
 
-    server = Granian(
-        "rest_api.app",
-        address=args.host,
-        port=args.port,
-        interface="wsgi",
-        workers=args.workers,
-        blocking_threads=THREADS,
-        respawn_failed_workers=True,
-        log_level="warning",
-    )
-    server.on_startup(
-        lambda: print(f"Serving {args.model} on http://{args.host}:{args.port}", flush=True)
-    )
-    # Workers load the network themselves, each its own: the parent holds none to fork.
-    server.serve(target_loader=partial(create_app, args.model, args.engine), wrap_loader=False)
+def read_keys(path: Path | None) -> tuple[str, ...]:
+    """The keys, one a line, of a file, or else of $API_KEYS."""
+    text = path.read_text(encoding="utf-8") if path else os.environ.get("API_KEYS", "")
+    return tuple(text.split())
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Serve a model bundle at POST /predict.")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
-    parser.add_argument(
+    parser = argparse.ArgumentParser(description="Serve model bundles at POST /predict.")
+    number = partial(partial, whole_number)
+    add = parser.add_argument
+    add("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
+    add(
         "--port",
-        type=partial(whole_number, least=1, most=65_535),
+        type=number(least=1, most=65_535),
         default=os.environ.get("PORT", "5000"),
         help="port to listen on ($PORT, else 5000)",
     )
-    parser.add_argument(
-        "--model", type=Path, default=DEFAULT_MODEL, help="model bundle, a folder (%(default)s)"
+    add(
+        "--model",
+        type=Path,
+        action="append",
+        help=f"a model bundle or a folder of them; again for more ({DEFAULT_MODEL})",
     )
-    parser.add_argument(
+    add(
         "--workers",
-        type=partial(whole_number, least=1, most=256),
+        type=number(least=1, most=256),
         default=os.cpu_count(),
         help="server processes (one per core: %(default)s)",
     )
-    parser.add_argument(
+    add(
         "--engine",
         choices=list(FILENAMES),
-        default="litert",
-        help="what runs the network (%(default)s)",
+        default=SETTINGS.engine,
+        help="what runs the networks (%(default)s)",
+    )
+    add("--max-body", type=number(least=1, most=1000), default=10, help="MiB of a request (10)")
+    add("--max-pixels", type=number(least=1, most=500), default=50, help="millions an image (50)")
+    add("--max-files", type=number(least=1, most=1000), default=16, help="images a request (16)")
+    add(
+        "--queue",
+        type=number(least=0, most=1000),
+        default=SETTINGS.queue,
+        help="requests that may wait in each process before others get 503 (%(default)s)",
+    )
+    add("--api-keys", type=Path, help="file of keys, one a line; else those in $API_KEYS (none)")
+    add("--rate-limit", default="", help='for each address, such as "60/minute" (none)')
+    add(
+        "--rate-storage",
+        default=SETTINGS.rate_storage,
+        help="where its counts are: a redis:// address makes processes share them (%(default)s)",
+    )
+    add("--cors", action="append", default=[], help="origin whose pages may ask; again for more")
+    add(
+        "--drain",
+        type=number(least=0, most=600),
+        default=2,
+        help="seconds to be not ready before stopping on SIGTERM (%(default)s)",
     )
     return parser.parse_args()
 

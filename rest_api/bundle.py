@@ -9,6 +9,7 @@ It is the one contract between training and serving. `model.json`:
     input_size   side in pixels of the square RGB image that the network takes, values 0..255
     resize       how a photo becomes that square: squash, crop or pad (see images.py)
     files        {engine: {"name", "bytes", "sha256"}} for litert, litert-float32 and keras
+    uncertainty  optional: {"threshold", …}, the least probability of an answer that counts as sure
     accuracy, calibration, training, versions    what was measured, how, and with what
 """
 
@@ -44,6 +45,7 @@ class Bundle:
     labels: tuple[str, ...]
     input_size: int
     resize: Resize
+    threshold: float  # probability below which an answer is uncertain; 0 where none was fitted
     manifest: dict[str, Any]
 
     def file(self, engine: Engine) -> bytes:
@@ -89,6 +91,7 @@ def load_bundle(path: str | Path) -> Bundle:
         labels=tuple(manifest["labels"]),
         input_size=manifest["input_size"],
         resize=manifest["resize"],
+        threshold=manifest.get("uncertainty", {}).get("threshold", 0.0),
         manifest=manifest,
     )
 
@@ -111,6 +114,9 @@ def check_manifest(manifest: Any) -> None:
         raise TypeError("'input_size' must be a positive whole number of pixels")
     if manifest["resize"] not in get_args(Resize):
         raise ValueError(f"'resize' is {manifest['resize']!r}, not one of {get_args(Resize)}")
+    threshold = manifest.get("uncertainty", {"threshold": 0.0})["threshold"]
+    if not isinstance(threshold, int | float) or not 0 <= threshold <= 1:
+        raise TypeError("the 'threshold' of 'uncertainty' must be a number from 0 to 1")
     if not manifest["files"]:
         raise ValueError("'files' names none")
     for engine, entry in manifest["files"].items():

@@ -1,9 +1,12 @@
-"""The one kind of error that a client causes."""
+"""What a client did that cannot be answered."""
 
 
 class RequestError(Exception):
-    """A request that is refused: `status` (HTTP), `code` (stable, for programs) and a message."""
+    """Becomes the answer `{"success": false, "error": {"code", "message"}}`.
 
-    def __init__(self, status: int, code: str, message: str):
+    `code` is stable, `message` says what was wrong and what would be right.
+    """
+
+    def __init__(self, status: int, code: str, message: str, headers: dict[str, str] | None = None):
         super().__init__(message)
-        self.status, self.code = status, code
+        self.status, self.code, self.headers = status, code, headers or {}

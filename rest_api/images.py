@@ -1,5 +1,6 @@
 """Photos as people send them: bytes → RGB image → the square array that the network takes."""
 
+import contextlib
 import io
 import struct
 import zlib
@@ -9,16 +10,32 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from rest_api.bundle import Resize
 from rest_api.errors import RequestError
+from rest_api.settings import Settings
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # nothing else is ever tried
-MAX_PIXELS = 50_000_000  # a 50-megapixel photo decodes to 150 MB
+# Nothing else is ever tried. HEIC, as iPhones send it, needs the package pillow-heif.
+FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"]
+with contextlib.suppress(ImportError):
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+    FORMATS.append("HEIF")
+Image.init()  # load what reads them now, not when the first request comes
 WHITE = (255, 255, 255, 255)
 GREY = (128, 128, 128)
 # What Pillow raises on damaged files, besides UnidentifiedImageError.
-DECODING_ERRORS = (OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error, zlib.error)
+DECODING_ERRORS = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    SyntaxError,
+    EOFError,
+    IndexError,
+    struct.error,
+    zlib.error,
+)
 
 
-def decode(data: bytes, side: int) -> Image.Image:
+def decode(data: bytes, side: int, max_pixels: int = Settings.max_pixels) -> Image.Image:
     """Decode an image file to an upright RGB image, as a person would see it.
 
     Transparency lies on white, 16-bit grey is scaled to 8, EXIF orientation is applied; the first
@@ -29,13 +46,13 @@ def decode(data: bytes, side: int) -> Image.Image:
         raise RequestError(400, "empty_file", "The file is empty. Send the bytes of an image.")
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
-        if image.width * image.height > MAX_PIXELS:
+        if image.width * image.height > max_pixels:
             raise Image.DecompressionBombError
     except UnidentifiedImageError as error:
         message = f"This is not an image in one of the formats {', '.join(FORMATS)}."
         raise RequestError(415, "unsupported_format", message) from error
     except Image.DecompressionBombError as error:
-        message = f"The image has more than {MAX_PIXELS / 1e6:g} megapixels."
+        message = f"The image has more than {max_pixels / 1e6:g} megapixels."
         raise RequestError(413, "too_many_pixels", message) from error
     except DECODING_ERRORS as error:
         raise RequestError(422, "corrupt_image", "The image file is damaged.") from error

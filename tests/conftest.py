@@ -10,7 +10,7 @@ import pytest
 from flask.testing import FlaskClient
 from PIL import Image
 
-from rest_api.app import DEFAULT_MODEL, create_app
+from rest_api.app import create_app
 
 ROOT = Path(__file__).parent.parent
 FROG = ROOT / "rest_api" / "frog.jpg"
@@ -19,7 +19,7 @@ FROG = ROOT / "rest_api" / "frog.jpg"
 @pytest.fixture(scope="session")
 def client() -> FlaskClient:
     """A client of the API as it is shipped."""
-    return create_app(DEFAULT_MODEL).test_client()
+    return create_app().test_client()
 
 
 @pytest.fixture

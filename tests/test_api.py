@@ -1,10 +1,17 @@
+import base64
 import io
+import json
+import shutil
+import threading
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from rest_api.app import create_app
+from rest_api.app import create_app, reload
+from rest_api.settings import DEFAULT_MODEL, Settings
 from tests.conftest import FROG, encode, post
 
 
@@ -88,7 +95,7 @@ def test_truncated_image_is_refused(client):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # Pillow warns of what it skips
-@pytest.mark.parametrize("fmt", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+@pytest.mark.parametrize("fmt", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
 def test_damaged_files_never_cause_a_server_error(client, fmt):
     exif = Image.Exif()
     exif[0x0112] = 6  # orientation
@@ -127,7 +134,8 @@ def test_own_failure_answers_in_json_without_a_trace(monkeypatch):
     def broken(images):
         raise RuntimeError("secret path /home/me")
 
-    monkeypatch.setitem(app.extensions, "predict", broken)
+    served = app.extensions["models"]["cifar10"]
+    monkeypatch.setitem(app.extensions["models"], "cifar10", replace(served, predict=broken))
     response = post(app.test_client(), FROG.read_bytes())
     message = refused(response, 500, "internal_server_error")
     assert "secret" not in message
@@ -135,4 +143,259 @@ def test_own_failure_answers_in_json_without_a_trace(monkeypatch):
 
 def test_applications_do_not_share_state():
     first, second = create_app(), create_app()
-    assert first.extensions["predict"] is not second.extensions["predict"]
+    assert first.extensions["models"]["cifar10"] is not second.extensions["models"]["cifar10"]
+
+
+def files(*contents: bytes) -> dict:
+    """A form with several files in the field `image`."""
+    return {"image": [(io.BytesIO(data), f"{i}.jpg") for i, data in enumerate(contents)]}
+
+
+def test_answer_names_the_model_and_whether_it_is_uncertain(client):
+    answer = post(client, FROG.read_bytes()).get_json()
+    assert set(answer) == {"success", "predictions", "uncertain", "model"}
+    assert answer["model"]["name"] == "cifar10"
+    assert answer["model"]["version"]
+    assert answer["uncertain"] is False
+
+
+def test_several_files_are_answered_in_their_order_and_a_bad_one_spoils_itself_alone(client):
+    frog = FROG.read_bytes()
+    response = client.post("/predict?top=1", data=files(frog, b"hello", frog[:3000], frog))
+    assert response.status_code == 200
+    answer = response.get_json()
+    assert answer["success"] is True
+    assert [result["filename"] for result in answer["results"]] == [f"{i}.jpg" for i in range(4)]
+    assert [result["success"] for result in answer["results"]] == [True, False, False, True]
+    codes = [result.get("error", {}).get("code") for result in answer["results"]]
+    assert codes == [None, "unsupported_format", "corrupt_image", None]
+    for i in (0, 3):
+        assert answer["results"][i]["predictions"][0]["label"] == "frog"
+    assert "predictions" not in answer["results"][1]
+
+
+def test_more_files_than_allowed_are_refused_naming_the_limit(client):
+    response = client.post("/predict", data=files(*[FROG.read_bytes()] * 17))
+    assert "16" in refused(response, 413, "too_many_files")
+
+
+def test_raw_body_and_base64_are_answered_as_the_form_is(client):
+    frog = FROG.read_bytes()
+    expected = post(client, frog).get_json()
+    assert client.post("/predict", data=frog, content_type="image/jpeg").get_json() == expected
+    text = base64.b64encode(frog).decode()
+    assert client.post("/predict", json={"image": text}).get_json() == expected
+    url = f"data:image/jpeg;base64,{text}"
+    assert client.post("/predict", json={"image": url}).get_json() == expected
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"{}", b'{"image": 3}', b'{"image": "***"}'])
+def test_malformed_json_is_refused_saying_what_to_send(client, body):
+    response = client.post("/predict", data=body, content_type="application/json")
+    assert "base64" in refused(response, 400, "invalid_json")
+
+
+def test_wrong_extension_and_content_type_do_not_matter(client):
+    response = client.post("/predict", data=FROG.read_bytes(), content_type="image/png")
+    assert response.get_json()["predictions"][0]["label"] == "frog"
+
+
+@pytest.fixture
+def two_bundles(tmp_path) -> Path:
+    """A folder with the shipped bundle under two names."""
+    for name in ("first", "second"):
+        shutil.copytree(DEFAULT_MODEL, tmp_path / name)
+        rename(tmp_path / name, name)
+    return tmp_path
+
+
+def rename(bundle: Path, name: str, **changes) -> None:
+    manifest = json.loads((bundle / "model.json").read_text())
+    (bundle / "model.json").write_text(json.dumps(manifest | {"name": name} | changes))
+
+
+def test_models_are_listed_and_chosen_by_name_the_first_by_default(two_bundles):
+    client = create_app(Settings(models=(two_bundles / "second", two_bundles / "first")))
+    client = client.test_client()
+    listed = client.get("/models").get_json()["models"]
+    assert [(model["name"], model["default"]) for model in listed] == [
+        ("second", True),
+        ("first", False),
+    ]
+    assert listed[0]["labels"][6] == "frog"
+    frog = FROG.read_bytes()
+    assert post(client, frog).get_json()["model"]["name"] == "second"
+    assert post(client, frog, "?model=first").get_json()["model"]["name"] == "first"
+    message = refused(post(client, frog, "?model=third"), 404, "unknown_model")
+    assert "first" in message
+    assert "second" in message
+
+
+def test_folder_of_bundles_stands_for_all_in_it(two_bundles):
+    app = create_app(Settings(models=(two_bundles,)))
+    assert list(app.extensions["models"]) == ["first", "second"]
+
+
+def test_reload_takes_up_a_replaced_bundle_and_refuses_a_bad_one(two_bundles):
+    app = create_app(Settings(models=(two_bundles / "first",)))
+    client = app.test_client()
+    rename(two_bundles / "first", "first", version="new")
+    assert client.get("/models").get_json()["models"][0]["version"] != "new"
+    reload(app)
+    assert client.get("/models").get_json()["models"][0]["version"] == "new"
+    (two_bundles / "first" / "model.int8.tflite").write_bytes(b"broken")
+    reload(app)
+    answer = post(client, FROG.read_bytes()).get_json()
+    assert answer["predictions"][0]["label"] == "frog"
+    assert answer["model"]["version"] == "new"
+
+
+def test_answer_below_the_threshold_is_uncertain(two_bundles):
+    rename(two_bundles / "first", "first", uncertainty={"threshold": 0.9999})
+    client = create_app(Settings(models=(two_bundles / "first",))).test_client()
+    answer = post(client, FROG.read_bytes()).get_json()
+    assert answer["predictions"][0]["probability"] < 0.9999
+    assert answer["uncertain"] is True
+
+
+def test_health_tells_live_from_ready():
+    stopping = threading.Event()
+    app = create_app(draining=stopping.is_set)
+    client = app.test_client()
+    assert client.get("/health/live").get_json() == {"status": "live"}
+    assert client.get("/health/ready").get_json() == {"status": "ready"}
+    stopping.set()
+    refused(client.get("/health/ready"), 503, "draining")
+    assert client.get("/health/live").status_code == 200
+    assert post(client, FROG.read_bytes()).status_code == 200  # it still answers
+    stopping.clear()
+    app.extensions["models"] = {}
+    refused(client.get("/health/ready"), 503, "not_ready")
+
+
+def metric(client, line: str) -> float:
+    text = client.get("/metrics").get_data(as_text=True)
+    values = [row.rpartition(" ")[2] for row in text.splitlines() if row.startswith(line + " ")]
+    return float(values[0]) if values else 0.0
+
+
+def test_metrics_count_requests_stages_refusals_and_predictions(client):
+    lines = {
+        'classifier_requests_total{route="/predict",status="200"}': 1,
+        'classifier_requests_total{route="/predict",status="415"}': 1,
+        'classifier_rejected_total{code="unsupported_format"}': 1,
+        'classifier_seconds_count{stage="decode"}': 2,
+        'classifier_seconds_count{stage="infer"}': 1,
+        'classifier_predictions_total{label="frog",model="cifar10"}': 1,
+    }
+    before = {line: metric(client, line) for line in lines}
+    post(client, FROG.read_bytes())
+    post(client, b"hello")
+    assert {line: metric(client, line) - before[line] for line in lines} == lines
+    assert metric(client, "classifier_in_flight") == 1  # the one that asks
+    version = create_app().extensions["models"]["cifar10"].bundle.version
+    assert metric(client, f'classifier_model{{name="cifar10",version="{version}"}}') == 1
+
+
+def test_full_queue_is_refused_at_once_and_told_when_to_come_back():
+    app = create_app(Settings(threads=1, queue=0))
+    served = app.extensions["models"]["cifar10"]
+    entered, leave = threading.Event(), threading.Event()
+
+    def slow(images):
+        entered.set()
+        leave.wait(30)
+        return served.predict(images)
+
+    app.extensions["models"]["cifar10"] = replace(served, predict=slow)
+    answers = []
+    first = threading.Thread(
+        target=lambda: answers.append(post(app.test_client(), FROG.read_bytes()))
+    )
+    first.start()
+    assert entered.wait(30)
+    response = post(app.test_client(), FROG.read_bytes())
+    refused(response, 503, "overloaded")
+    assert int(response.headers["Retry-After"]) >= 1
+    leave.set()
+    first.join()
+    assert answers[0].status_code == 200
+    assert post(app.test_client(), FROG.read_bytes()).status_code == 200
+
+
+def test_keys_open_predict_and_nothing_opens_without_one():
+    client = create_app(Settings(api_keys=("secret", "other"))).test_client()
+    frog = FROG.read_bytes()
+    response = client.post("/predict", data=frog, content_type="image/jpeg")
+    assert "X-API-Key" in refused(response, 401, "unauthorized")
+    for headers, status in (
+        ({"X-API-Key": "secret"}, 200),
+        ({"Authorization": "Bearer other"}, 200),
+        ({"X-API-Key": "wrong"}, 401),
+        ({"X-API-Key": "gëheim"}, 401),
+        ({"Authorization": "Basic c2VjcmV0"}, 401),
+    ):
+        answer = client.post("/predict", data=frog, content_type="image/jpeg", headers=headers)
+        assert answer.status_code == status, headers
+    assert client.get("/health/ready").status_code == 200
+    with client.get("/") as page:
+        assert page.status_code == 200
+
+
+def test_rate_limit_is_refused_with_the_seconds_to_wait():
+    client = create_app(Settings(rate_limit="2/minute")).test_client()
+    statuses = [post(client, FROG.read_bytes()).status_code for _ in range(2)]
+    assert statuses == [200, 200]
+    response = post(client, FROG.read_bytes())
+    assert "2 per 1 minute" in refused(response, 429, "too_many_requests")
+    assert 0 < int(response.headers["Retry-After"]) <= 60
+    assert client.get("/health/live").status_code == 200
+
+
+def test_cors_is_off_unless_an_origin_is_named(client):
+    origin = {"Origin": "https://shop.example"}
+    assert "Access-Control-Allow-Origin" not in client.get("/models", headers=origin).headers
+    named = create_app(Settings(cors_origins=("https://shop.example",))).test_client()
+    allowed = named.get("/models", headers=origin).headers["Access-Control-Allow-Origin"]
+    assert allowed == "https://shop.example"
+    other = named.get("/models", headers={"Origin": "https://evil.example"})
+    assert "Access-Control-Allow-Origin" not in other.headers
+
+
+@pytest.mark.parametrize("path", ["/", "/docs", "/models", "/nowhere"])
+def test_every_answer_carries_the_security_headers(client, path):
+    with client.get(path) as response:
+        headers = response.headers
+    assert "'unsafe-inline'" not in headers["Content-Security-Policy"]
+    assert "default-src 'none'" in headers["Content-Security-Policy"]
+    assert headers["X-Content-Type-Options"] == "nosniff"
+
+
+def test_log_is_one_json_line_a_request_without_content(client, caplog):
+    caplog.set_level("INFO", "rest_api.requests")
+    response = client.post(
+        "/predict", data=files(FROG.read_bytes()), headers={"X-Request-ID": "abc-1"}
+    )
+    assert response.headers["X-Request-ID"] == "abc-1"
+    (line,) = [json.loads(record.message) for record in caplog.records]
+    assert line["id"] == "abc-1"
+    assert (line["method"], line["route"], line["status"]) == ("POST", "/predict", 200)
+    assert line["bytes"] > 10_000
+    assert line["ms"] >= line["decode_ms"] > 0
+    assert "jpg" not in caplog.text
+
+
+def test_request_id_that_could_forge_a_log_line_is_replaced(client):
+    given = 'x", "status": 200'
+    assert client.get("/models", headers={"X-Request-ID": given}).headers["X-Request-ID"] != given
+
+
+def test_uploads_stay_in_memory(client, monkeypatch):
+    def no_file(*args, **kwargs):
+        raise AssertionError("a file was made")
+
+    monkeypatch.setattr("tempfile.SpooledTemporaryFile", no_file)
+    monkeypatch.setattr("tempfile.TemporaryFile", no_file)
+    large = encode(Image.effect_noise((1500, 1500), 80))
+    assert len(large) > 1_000_000
+    assert post(client, large).status_code == 200

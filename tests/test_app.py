@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from rest_api.app import DEFAULT_MODEL
+from rest_api.settings import DEFAULT_MODEL
 from tests.conftest import FROG, ROOT
 
 

@@ -3,9 +3,9 @@ import shutil
 
 import pytest
 
-from rest_api.app import DEFAULT_MODEL
 from rest_api.bundle import BundleError, load_bundle
 from rest_api.engine import load_engine
+from rest_api.settings import DEFAULT_MODEL
 
 
 @pytest.fixture

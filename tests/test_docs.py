@@ -9,8 +9,9 @@ import sys
 
 import pytest
 
-from rest_api.app import DEFAULT_MODEL, create_app
+from rest_api.app import create_app
 from rest_api.bundle import load_bundle
+from rest_api.settings import DEFAULT_MODEL
 from tests.conftest import FROG, ROOT, post
 from training import recipes
 
@@ -60,9 +61,17 @@ def test_every_recipe_is_documented():
 
 
 def test_every_route_is_documented():
-    routes = {rule.rule for rule in create_app().url_map.iter_rules()} - {"/static/<path:filename>"}
-    for route in routes:
-        assert route in README
+    routes = {rule.rule for rule in create_app().url_map.iter_rules()}
+    for route in routes - {"/static/<path:filename>", "/docs/<path:name>"}:
+        assert f" {route}`" in README
+
+
+def test_every_code_of_a_refusal_is_documented():
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "rest_api").glob("*.py")]
+    codes = set(re.findall(r'RequestError\(\s*\d+, "(\w+)"', "".join(sources)))
+    assert len(codes) > 10
+    for code in codes | {"too_large", "not_found", "method_not_allowed", "too_many_requests"}:
+        assert f"`{code}`" in README
 
 
 def test_answer_in_the_readme_is_the_true_one(client):

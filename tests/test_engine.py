@@ -5,9 +5,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from rest_api.app import DEFAULT_MODEL
 from rest_api.bundle import load_bundle
 from rest_api.engine import load_engine
+from rest_api.settings import DEFAULT_MODEL
 from tests.conftest import ROOT
 
 

@@ -5,8 +5,8 @@ import sys
 import numpy as np
 import pytest
 
-from rest_api.app import DEFAULT_MODEL
 from rest_api.bundle import load_bundle
+from rest_api.settings import DEFAULT_MODEL
 from tests.conftest import ROOT
 from training.data import load_cifar10
 from training.evaluate import evaluate

@@ -37,7 +37,8 @@ from IPython.display import Image
 from rest_api.app import create_app
 from rest_api.bundle import load_bundle
 from rest_api.engine import load_engine
-from training import metrics, plots, recipes, records, train
+from rest_api.settings import Settings
+from training import metrics, plots, records, train
 from training.data import LABELS, load_cifar10
 from training.export import export_run
 from training.recipes import classic, fast94
@@ -214,7 +215,7 @@ load_bundle(bundle).manifest["accuracy"]
 # And what it answers, through the very code that `python rest_api/app.py --model BUNDLE` runs:
 
 # %%
-client = create_app(bundle).test_client()
+client = create_app(Settings(models=(bundle,))).test_client()
 with Path("rest_api/frog.jpg").open("rb") as frog:
     answer = client.post("/predict?top=3", data={"image": frog})
 answer.get_json()

@@ -1,0 +1,117 @@
+"""What operators see: Prometheus metrics, and one line of JSON in the log for each request.
+
+With several processes, main() in app.py names a folder in PROMETHEUS_MULTIPROC_DIR, through which
+each process's figures reach whichever answers GET /metrics.
+"""
+
+import logging
+import os
+import re
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+from flask import Flask, Response, g, request
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    REGISTRY,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+)
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+
+from rest_api.models import Served
+
+BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 5)  # seconds
+
+REQUESTS = Counter("classifier_requests", "Requests answered", ["route", "status"])
+SECONDS = Histogram("classifier_seconds", "Time of a stage", ["stage"], buckets=BUCKETS)
+IN_FLIGHT = Gauge("classifier_in_flight", "Requests being answered", multiprocess_mode="livesum")
+REJECTED = Counter("classifier_rejected", "Images and requests refused", ["code"])
+PREDICTIONS = Counter("classifier_predictions", "Images by best class", ["model", "label"])
+UNCERTAIN = Counter("classifier_uncertain", "Answers below the model's threshold", ["model"])
+MODEL = Gauge(
+    "classifier_model", "Models in service", ["name", "version"], multiprocess_mode="livemax"
+)
+
+log = logging.getLogger("rest_api.requests")
+SANE_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
+
+
+def observe(app: Flask) -> None:
+    """Count, time and log every request of an application."""
+
+    @app.before_request
+    def begin() -> None:
+        IN_FLIGHT.inc()
+        given = request.headers.get("X-Request-ID", "")
+        g.log = {"id": given if SANE_ID.fullmatch(given) else uuid.uuid4().hex}
+        g.began = time.perf_counter()
+
+    @app.after_request
+    def end(response: Response) -> Response:
+        route = request.url_rule.rule if request.url_rule else "none"
+        seconds = time.perf_counter() - g.began
+        REQUESTS.labels(route, response.status_code).inc()
+        SECONDS.labels("total").observe(seconds)
+        response.headers["X-Request-ID"] = g.log["id"]
+        line = {
+            "time": round(time.time(), 3),
+            **g.log,
+            "method": request.method,
+            "route": route,
+            "status": response.status_code,
+            "bytes": request.content_length or 0,
+            "ms": round(1000 * seconds, 2),
+        }
+        log.info("%s", msgspec.json.encode(line).decode())
+        return response
+
+    @app.teardown_request
+    def leave(_: BaseException | None) -> None:
+        IN_FLIGHT.dec()
+
+
+@contextmanager
+def stage(name: str) -> Iterator[None]:
+    """Time a part of the work on an image: `decode` or `infer`."""
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds = time.perf_counter() - start
+        SECONDS.labels(name).observe(seconds)
+        key = f"{name}_ms"
+        g.log[key] = round(g.log.get(key, 0) + 1000 * seconds, 2)
+
+
+def count_models(models: Mapping[str, Served], number: int) -> None:
+    """Say of models that they are in service (1), or no longer (0)."""
+    for name, served in models.items():
+        MODEL.labels(name, served.bundle.version).set(number)
+
+
+def metrics() -> Response:
+    """All processes' figures, in Prometheus's text format."""
+    registry: CollectorRegistry = REGISTRY
+    if folder := os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+        for pid in {int(path.stem.rpartition("_")[2]) for path in Path(folder).glob("*.db")}:
+            if not is_alive(pid):
+                mark_process_dead(pid)
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)
+    return Response(generate_latest(registry), content_type=CONTENT_TYPE_LATEST)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True

@@ -1,0 +1,107 @@
+"""What goes in and out of the API, declared once: for the answers and for /openapi.json."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+from spectree import SpecTree
+from spectree.model_adapter import get_msgspec_model_adapter
+
+Probability = Annotated[float, Meta(ge=0, le=1)]
+Uncertain = Annotated[
+    bool, Meta(description="whether the best probability is below the model's threshold")
+]
+
+
+@dataclass
+class Prediction:
+    label: str
+    probability: Probability
+
+
+@dataclass
+class Model:
+    """Which network answered."""
+
+    name: str
+    version: str
+
+
+@dataclass
+class Problem:
+    code: Annotated[str, Meta(description="stable, for programs")]
+    message: Annotated[str, Meta(description="what was wrong, and what would be right")]
+
+
+@dataclass
+class Failure:
+    success: Literal[False]
+    error: Problem
+
+
+class Result(msgspec.Struct):
+    """One image of several: `predictions` and `uncertain`, or `error`."""
+
+    filename: str
+    success: bool
+    predictions: list[Prediction] | UnsetType = UNSET
+    uncertain: Uncertain | UnsetType = UNSET
+    error: Problem | UnsetType = UNSET
+
+
+class Answer(msgspec.Struct, kw_only=True):
+    """To one image its `predictions`, most probable first; to several `results`, in their order."""
+
+    success: Literal[True]
+    predictions: list[Prediction] | UnsetType = UNSET
+    uncertain: Uncertain | UnsetType = UNSET
+    results: list[Result] | UnsetType = UNSET
+    model: Model
+
+
+@dataclass
+class ServedModel:
+    name: str
+    version: str
+    default: bool
+    labels: list[str]
+    input_size: Annotated[int, Meta(description="side in pixels of the square that it sees")]
+    threshold: Annotated[Probability, Meta(description="answers below it are uncertain")]
+    accuracy: Annotated[dict[str, Any], Meta(description="as model.json states it")]
+
+
+@dataclass
+class Models:
+    success: Literal[True]
+    models: list[ServedModel]
+
+
+@dataclass
+class Health:
+    status: Literal["live", "ready"]
+
+
+class PredictQuery(msgspec.Struct):
+    top: Annotated[int, Meta(ge=1, description="classes to return (all)")] | UnsetType = UNSET
+    model: Annotated[str, Meta(description="one of GET /models (the first)")] | UnsetType = UNSET
+
+
+@dataclass
+class Base64Image:
+    image: Annotated[str, Meta(description="the bytes of an image file in base64")]
+
+
+spec = SpecTree(
+    "flask",
+    title="Image classifier",
+    version="1",
+    mode="strict",
+    annotations=False,
+    model_adapter=get_msgspec_model_adapter(),
+    validation_error_status=405,  # the one refusal that every route knows
+    validation_error_model=Failure,
+    naming_strategy=lambda model: model.__name__,
+    nested_naming_strategy=lambda _parent, child: child,
+    page_templates={},
+)
