@@ -137,8 +137,15 @@ def serve(settings: Settings, host: str, port: int, workers: int, drain: float) 
         for process in multiprocessing.active_children():
             os.kill(process.pid, signal.SIGHUP)
 
+    def stop_at_once() -> None:
+        """In a worker, until it has loaded and takes the signals itself."""
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
     @server.on_startup
     def begin() -> None:
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=stop_at_once)
         signal.signal(signal.SIGTERM, start_draining)
         if hasattr(signal, "SIGHUP"):
             signal.signal(signal.SIGHUP, reload_workers)

@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,9 +30,10 @@ def server(
 ) -> Iterator[tuple[subprocess.Popen, int]]:
     """A server process that answers, and its port; stopped by SIGTERM at the end."""
     port = free_port()
+    at_once = [] if "--drain" in options else ["--drain", "0"]
     by_option = [] if by_environment else ["--port", str(port)]
     process = subprocess.Popen(
-        [sys.executable, script, *by_option, *options],
+        [sys.executable, script, *by_option, *options, *at_once],
         cwd=cwd,
         env=os.environ | ({"PORT": str(port)} if by_environment else {}),
         stdout=subprocess.PIPE,
@@ -54,9 +54,8 @@ def wait_for(port: int, process: subprocess.Popen) -> None:
         assert process.poll() is None, process.stdout.read()
         assert time.monotonic() < deadline
         try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5)
-        except urllib.error.HTTPError:
-            return  # it answers
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health/ready", timeout=5).close()
+            return
         except OSError:
             time.sleep(0.02)
 

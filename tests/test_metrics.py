@@ -54,3 +54,19 @@ def test_views_are_the_image_its_shifts_and_their_mirrors():
     np.testing.assert_array_equal(views[1][1], images[:, :, ::-1])
     np.testing.assert_array_equal(views[2][1][:, 1:, 1:], images[:, :-1, :-1])
     np.testing.assert_array_equal(views[4][1][:, :-1, :-1], images[:, 1:, 1:])
+
+
+def test_threshold_is_reached_by_the_asked_share_of_answers(logits_and_labels):
+    logits, labels = logits_and_labels
+    probabilities = metrics.softmax(logits)
+    threshold = metrics.threshold_of(probabilities, 0.8)
+    coverage, accuracy = metrics.selective(probabilities, labels, threshold)
+    assert coverage == pytest.approx(0.8, abs=0.01)
+    assert accuracy > metrics.accuracy(probabilities, labels)  # what it holds back is worse
+
+
+def test_selective_figures_of_a_hand_made_case():
+    probabilities = np.array([[0.9, 0.1], [0.8, 0.2], [0.4, 0.6]])
+    labels = np.array([0, 1, 0])
+    assert metrics.selective(probabilities, labels, 0.7) == (pytest.approx(2 / 3), 0.5)
+    assert metrics.selective(probabilities, labels, 0.95) == (0.0, 1.0)

@@ -22,19 +22,29 @@ from training.files import replacing
 
 
 def evaluate(
-    predict: Predict, images: np.ndarray, labels: np.ndarray, names: tuple[str, ...]
+    predict: Predict,
+    images: np.ndarray,
+    labels: np.ndarray,
+    names: tuple[str, ...],
+    threshold: float = 0.0,
 ) -> dict[str, Any]:
-    """Every figure of a classifier on images (N, H, W, 3) uint8 and labels (N,) integers."""
+    """Every figure of a classifier on images (N, H, W, 3) uint8 and labels (N,) integers.
+
+    Answers less probable than `threshold` count as uncertain.
+    """
     probabilities = in_batches(predict, images)
     # The mean of log probabilities ranks the classes as the mean of logits does.
     views = metrics.views(images)
     averaged = sum(w * np.log(in_batches(predict, view) + 1e-12) for w, view in views)
+    coverage, accuracy_of_sure = metrics.selective(probabilities, labels, threshold)
     return {
         "images": len(labels),
         "accuracy": metrics.accuracy(probabilities, labels),
         "accuracy_tta": metrics.accuracy(averaged, labels),
         "cross_entropy": metrics.cross_entropy(probabilities, labels),
         "expected_calibration_error": metrics.expected_calibration_error(probabilities, labels),
+        "sure": coverage,
+        "accuracy_of_sure": accuracy_of_sure,
         "accuracy_per_class": dict(
             zip(names, metrics.per_class_accuracy(probabilities, labels).tolist(), strict=True)
         ),
@@ -57,6 +67,8 @@ def report(figures: dict[str, Any]) -> str:
         f"  with test-time augmentation {figures['accuracy_tta']:.2%}",
         f"expected calibration error  {figures['expected_calibration_error']:.2%}",
         f"cross-entropy               {figures['cross_entropy']:.4f}",
+        f"sure answers                {figures['sure']:.2%}",
+        f"  their accuracy            {figures['accuracy_of_sure']:.2%}",
         "accuracy per class",
         *(f"  {name:<12} {share:.1%}" for name, share in figures["accuracy_per_class"].items()),
     ]
@@ -80,7 +92,7 @@ def main() -> None:
         _, (images, labels) = load_cifar10(args.data)
     except (BundleError, DataError) as error:
         sys.exit(f"error: {error}")
-    figures = evaluate(predict, images, labels, bundle.labels)
+    figures = evaluate(predict, images, labels, bundle.labels, bundle.threshold)
     print(report(figures))
 
     output = args.output or Path("runs", f"evaluate-{bundle.name}")

@@ -35,6 +35,7 @@ from training.train import RunError, load_network, predict
 
 MAX_DIFFERENCE = 1e-4  # of a probability, float32 LiteRT against Keras
 MAX_LOSS = 0.003  # of accuracy as a fraction, 8-bit LiteRT against Keras
+COVERAGE = 0.95  # of the validation images: the share of answers that count as sure
 
 
 class ExportError(Exception):
@@ -149,6 +150,33 @@ def write_manifest(folder: Path, description: dict[str, Any]) -> None:
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
+def calibrate(
+    logits: np.ndarray, labels: np.ndarray, fitted_on: str
+) -> tuple[float, dict[str, Any]]:
+    """The temperature, and what model.json says of it and of the threshold for a sure answer.
+
+    `logits` (N, classes) are those of images that the network has not seen.
+    """
+    temperature = metrics.fit_temperature(logits, labels)
+    probabilities = metrics.softmax(logits / temperature)
+    threshold = metrics.threshold_of(probabilities, COVERAGE)
+    _, accuracy = metrics.selective(probabilities, labels, threshold)
+    error = metrics.expected_calibration_error(probabilities, labels)
+    return temperature, {
+        "calibration": {
+            "temperature": round(temperature, 4),
+            "fitted_on": fitted_on,
+            "expected_calibration_error": round(error, 4),
+        },
+        "uncertainty": {
+            "threshold": round(threshold, 4),
+            "fitted_on": fitted_on,
+            "coverage": COVERAGE,
+            "accuracy": round(accuracy, 4),
+        },
+    }
+
+
 def export_run(
     run: Path,
     destination: Path,
@@ -169,9 +197,8 @@ def export_run(
     unseen = network if twin == run else load_network(twin)[0]
     training, test = load_cifar10(data)
     _, (images, labels) = split_validation(*training)
-    logits = predict(unseen, images)
-    temperature = metrics.fit_temperature(logits, labels)
-    probabilities = metrics.softmax(logits / temperature)
+    fitted_on = f"5,000 validation images, which {twin.name} was not trained on"
+    temperature, fitted = calibrate(predict(unseen, images), labels, fitted_on)
     description = {
         "name": name or destination.name,
         "version": f"{result['date']}-{run.name}",
@@ -179,13 +206,7 @@ def export_run(
         "input_size": 32,
         "resize": resize,
         "accuracy": {"measured_on": "the CIFAR-10 test set"},
-        "calibration": {
-            "temperature": round(temperature, 4),
-            "fitted_on": f"5,000 validation images, which {twin.name} was not trained on",
-            "expected_calibration_error": round(
-                metrics.expected_calibration_error(probabilities, labels), 4
-            ),
-        },
+        **fitted,
         "training": {key: value for key, value in result.items() if key != "versions"},
         "versions": result["versions"],
     }

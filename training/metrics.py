@@ -72,6 +72,24 @@ def expected_calibration_error(
     return float((count * abs(confidence - correct)).sum() / len(labels))
 
 
+def threshold_of(probabilities: np.ndarray, coverage: float) -> float:
+    """The confidence that the share `coverage` of the answers reaches."""
+    return float(np.quantile(probabilities.max(-1), 1 - coverage))
+
+
+def selective(
+    probabilities: np.ndarray, labels: np.ndarray, threshold: float
+) -> tuple[float, float]:
+    """The share of answers that reach the threshold, and their accuracy (1 if there are none).
+
+    Selective prediction (Geifman & El-Yaniv 2017, arXiv:1705.08500): hold back the answers that
+    are most often wrong, here by softmax response.
+    """
+    sure = probabilities.max(-1) >= threshold
+    right = accuracy(probabilities[sure], labels[sure]) if sure.any() else 1.0
+    return float(sure.mean()), right
+
+
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     """The temperature whose softmax(logits / temperature) has the least cross-entropy.
 
