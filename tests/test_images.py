@@ -1,4 +1,5 @@
 import io
+import zipfile
 
 import numpy as np
 import pytest
@@ -6,7 +7,7 @@ from PIL import Image
 
 from rest_api.errors import RequestError
 from rest_api.images import decode, fit
-from tests.conftest import encode
+from tests.conftest import FROG, encode, post
 
 
 def gradient(width: int = 64, height: int = 48) -> Image.Image:
@@ -169,3 +170,54 @@ def test_any_shape_fits(policy, size):
 def test_image_of_the_right_size_is_left_alone():
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     np.testing.assert_array_equal(fit(Image.fromarray(pixels), 32, "squash"), pixels)
+
+
+def test_ycck_jpeg_keeps_its_colours():
+    """Photoshop's form: CMYK stored inverted and as luma and chroma."""
+    data = bytearray(encode(gradient().convert("CMYK"), "JPEG"))
+    adobe = data.index(b"Adobe")
+    assert data[adobe + 11] in (0, 2)  # the transform: 0 none, 2 YCCK
+    expected = np.asarray(gradient()).astype(int)
+    assert abs(colours(bytes(data)) - expected).mean() < 6
+
+
+@pytest.mark.parametrize("fmt", ["PNG", "WEBP"])
+def test_animated_files_of_every_format_are_read_as_their_first_frame(fmt):
+    frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")]
+    options = {"lossless": True} if fmt == "WEBP" else {}
+    data = encode(frames[0], fmt, save_all=True, append_images=frames[1:], **options)
+    assert Image.open(io.BytesIO(data)).n_frames == 2
+    assert colours(data)[8, 8].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize("fmt", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
+def test_garbage_after_the_image_does_not_matter(fmt):
+    data = encode(gradient(), fmt)
+    np.testing.assert_array_equal(colours(data + b"<?php garbage ?>" * 100), colours(data))
+
+
+def test_file_that_is_two_things_is_read_as_the_image_it_begins_with():
+    zipped = io.BytesIO()
+    with zipfile.ZipFile(zipped, "w") as archive:
+        archive.writestr("evil.html", "<script>alert(1)</script>")
+    data = encode(gradient(), "GIF")
+    np.testing.assert_array_equal(colours(data + zipped.getvalue()), colours(data))
+
+
+def test_heic_is_read_where_its_package_is_installed():
+    pytest.importorskip("pillow_heif", reason="needs pillow-heif: pip install pillow-heif")
+    expected = np.asarray(gradient()).astype(int)
+    assert abs(colours(encode(gradient(), "HEIF")) - expected).mean() < 6
+
+
+def test_phone_photo_is_decoded_at_reduced_scale_with_the_same_answer(client):
+    frog = Image.open(FROG).resize((4000, 3000), Image.Resampling.BICUBIC)
+    noise = np.random.default_rng(0).normal(0, 6, (3000, 4000, 3))
+    photo = Image.fromarray((np.asarray(frog) + noise).clip(0, 255).astype(np.uint8))
+    data = encode(photo, "JPEG", quality=90)
+    assert decode(data, 32).size == (500, 375)  # an eighth: a 64th of the pixels
+    reduced, full = fit(decode(data, 32), 32, "pad"), fit(decode(data, 4000), 32, "pad")
+    answers = [post(client, encode(Image.fromarray(each))).get_json() for each in (reduced, full)]
+    best, other = (answer["predictions"][0] for answer in answers)
+    assert best["label"] == other["label"] == "frog"
+    assert best["probability"] == pytest.approx(other["probability"], abs=0.01)

@@ -17,6 +17,11 @@ function add(files) {
     image.src = URL.createObjectURL(file);
     image.alt = `Preview of ${file.name}`;
     image.onload = () => URL.revokeObjectURL(image.src);
+    image.onerror = () => {
+      image.onerror = null; // what the browser cannot show, the server may still read
+      image.className = "unknown";
+      image.src = "/static/icon.svg";
+    };
     card.querySelector(".name").textContent = file.name;
     const remove = card.querySelector(".remove");
     remove.setAttribute("aria-label", `Remove ${file.name}`);
