@@ -1,0 +1,67 @@
+"""The description of the API is true."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from rest_api import schema
+from rest_api.app import create_app
+from tests.conftest import FROG, post
+from tests.test_app import server
+
+
+CONFIG = """
+[checks]
+# Not every string in base64 is an image: a schema cannot say so.
+positive_data_acceptance.enabled = false
+# 413 is how too many images are refused.
+negative_data_rejection.expected-statuses = [400, 404, 405, 413, 415, 422]
+"""
+
+
+def test_live_server_keeps_what_its_description_promises(tmp_path):
+    (tmp_path / "schemathesis.toml").write_text(CONFIG)
+    with server("--workers", "1") as (_, port):
+        run = subprocess.run(
+            [
+                Path(sys.executable).with_name("schemathesis"),
+                "run",
+                f"http://127.0.0.1:{port}/openapi.json",
+                "--max-examples=40",
+                "--seed=1",
+                "--continue-on-failure",
+                "--generation-database=none",
+                "--no-color",
+            ],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+    assert run.returncode == 0, run.stdout
+    assert "4 selected / 4 total" in run.stdout
+
+
+def test_description_names_every_way_to_send_an_image_and_every_refusal(client):
+    document = client.get("/openapi.json").get_json()
+    operation = document["paths"]["/predict"]["post"]
+    assert set(operation["requestBody"]["content"]) == {
+        "application/json",
+        "multipart/form-data",
+        "image/*",
+    }
+    statuses = {"200", "400", "401", "404", "405", "413", "415", "422", "429", "503"}
+    assert set(operation["responses"]) == statuses
+    assert {parameter["name"] for parameter in operation["parameters"]} == {"top", "model"}
+
+
+def test_every_route_of_the_api_is_described(client):
+    described = set(client.get("/openapi.json").get_json()["paths"])
+    rules = {rule.rule for rule in create_app().url_map.iter_rules()}
+    undescribed = {"/", "/docs", "/docs/<path:name>", "/static/<path:filename>"}
+    assert described == rules - undescribed - {"/metrics", "/openapi.json"}
+
+
+def test_answer_has_the_fields_that_the_schema_declares(client):
+    answer = post(client, FROG.read_bytes()).get_json()
+    declared = set(schema.Answer.__struct_fields__)
+    assert set(answer) == declared - {"results"}
