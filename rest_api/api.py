@@ -11,6 +11,7 @@ from werkzeug.exceptions import HTTPException
 
 from rest_api import observe, schema
 from rest_api.errors import RequestError
+from rest_api.gate import drain
 from rest_api.images import decode, fit
 from rest_api.models import Served
 from rest_api.schema import spec
@@ -45,7 +46,7 @@ def predict() -> Response:
     top = requested_top(len(served.bundle.labels))
     images = sent_images()
     model = schema.Model(served.bundle.name, served.bundle.version)
-    with current_app.extensions["gate"]():
+    with current_app.extensions["turns"]:
         if len(images) == 1:
             predictions, uncertain = classify(images[0][1], served, top)
             content = schema.Answer(
@@ -211,6 +212,7 @@ def http_error(error: HTTPException) -> Response:
     """Flask's own refusals (404, 405, 413, …) in the same shape."""
     status = error.code or 500
     if status == 413:
+        drain(request.environ)
         limit = settings().max_body / 2**20
         message = f"The request is too large. Send at most {limit:g} MiB."
         return failure(status, "too_large", message)

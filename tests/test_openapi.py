@@ -9,7 +9,6 @@ from rest_api.app import create_app
 from tests.conftest import FROG, post
 from tests.test_app import server
 
-
 CONFIG = """
 [checks]
 # Not every string in base64 is an image: a schema cannot say so.

@@ -14,7 +14,7 @@ from training.networks import vgg
 from training.optimizers import Steps
 from training.recipes import Recipe
 
-RATES = {0: 2e-3, 0.67: 4e-4, 0.9: 5e-5}  # {from this fraction of training: learning rate}
+RATES = {0: 3e-3, 0.3: 1.5e-3, 0.55: 7e-4, 0.75: 3e-4, 0.9: 8e-5}  # {from this fraction: rate}
 
 
 def network() -> keras.Model:

@@ -1,0 +1,45 @@
+"""Many requests, to see what leaks: `python -m benchmarks.soak --requests 100000`. Needs wrk.
+
+Prints resident memory and open files of the whole server after every tenth of the requests.
+"""
+
+import argparse
+from itertools import cycle
+
+from benchmarks.fuzz import corpus
+from benchmarks.load import (
+    FROG,
+    need_wrk,
+    open_files,
+    ours,
+    resident_megabytes,
+    serving,
+    wrk,
+)
+
+
+def soak(requests: int) -> list[tuple[int, float, int]]:
+    """(requests so far, MB resident, open files), ten times and once after a warm-up."""
+    inputs = cycle([FROG.read_bytes(), *corpus(), b"no image"])
+    rows, done = [], 0
+    with serving(ours()) as (address, pid):
+        while done < requests:
+            while done < requests * (len(rows) + 1) / 11:
+                done += wrk(f"{address}/predict", next(inputs), 8, 1).requests
+            rows.append((done, resident_megabytes(pid), open_files(pid)))
+            print(f"{done:>8,} requests  {rows[-1][1]:.1f} MB  {rows[-1][2]} files", flush=True)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="See whether the server leaks.")
+    parser.add_argument("--requests", type=int, default=100_000, help="(%(default)s)")
+    args = parser.parse_args()
+    need_wrk()
+    rows = soak(args.requests)
+    growth = rows[-1][1] / rows[0][1] - 1
+    print(f"memory changed by {growth:+.1%}, open files by {rows[-1][2] - rows[0][2]:+d}")
+
+
+if __name__ == "__main__":
+    main()
