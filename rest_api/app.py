@@ -114,7 +114,7 @@ def share_arenas() -> None:
     """Let the C library keep freed memory in ARENAS places, not in one for each thread.
 
     Images are decoded on whichever thread got the request: with a place each, every thread would
-    keep the memory of its largest image. Under load this is a fifth of the memory for 5 % of the
+    keep the memory of its largest image. Under load this is a fifth of the memory for 7 % of the
     speed (`python -m benchmarks.overload`). Does nothing where the library is not glibc.
     """
     arena_max = -8  # M_ARENA_MAX of malloc.h

@@ -26,7 +26,11 @@ def free_port() -> int:
 
 @contextmanager
 def server(
-    *options: str, script: str = "rest_api/app.py", cwd: Path = ROOT, by_environment: bool = False
+    *options: str,
+    script: str = "rest_api/app.py",
+    cwd: Path = ROOT,
+    by_environment: bool = False,
+    stdout: int = subprocess.PIPE,
 ) -> Iterator[tuple[subprocess.Popen, int]]:
     """A server process that answers, and its port; stopped by SIGTERM at the end."""
     port = free_port()
@@ -36,7 +40,7 @@ def server(
         [sys.executable, script, *by_option, *options, *at_once],
         cwd=cwd,
         env=os.environ | ({"PORT": str(port)} if by_environment else {}),
-        stdout=subprocess.PIPE,
+        stdout=stdout,
         stderr=subprocess.STDOUT,
         text=True,
     )

@@ -1,0 +1,249 @@
+"""The server in operation: stopped, reloaded, killed and overloaded."""
+
+import http.client
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from benchmarks.load import family, multipart, open_files, resident_megabytes
+from benchmarks.overload import picture
+from rest_api.settings import DEFAULT_MODEL
+from tests.conftest import FROG, ROOT
+from tests.test_api import rename
+from tests.test_app import ask, free_port, server, wait_for
+
+FORM = {"Content-Type": "multipart/form-data; boundary=benchmark"}
+
+
+def get(port: int, path: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as response:
+            return response.status, response.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+@contextmanager
+def asking(question: Callable[[], object]) -> Iterator[tuple[list, list]]:
+    """Ask again and again on a thread of its own; yields the answers and the failures."""
+    answers, failures, stop = [], [], threading.Event()
+
+    def go_on() -> None:
+        while not stop.is_set():
+            try:
+                answers.append(question())
+            except OSError as error:
+                failures.append(error)
+
+    thread = threading.Thread(target=go_on)
+    thread.start()
+    try:
+        yield answers, failures
+    finally:
+        stop.set()
+        thread.join()
+
+
+def until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.02)
+
+
+def test_sigterm_says_not_ready_at_once_and_finishes_what_it_has_accepted():
+    body = multipart(FROG.read_bytes())
+    with server("--drain", "2", "--workers", "1") as (process, port):
+        begun = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        begun.putrequest("POST", "/predict")
+        begun.putheader("Content-Length", str(len(body)))
+        begun.putheader("Content-Type", FORM["Content-Type"])
+        begun.endheaders(body[:1000])
+        time.sleep(0.2)  # it has been accepted
+        process.send_signal(signal.SIGTERM)
+        until(lambda: get(port, "/health/ready")[0] == 503, "it still says that it is ready")
+        assert get(port, "/health/live")[0] == 200
+        assert ask(port)["success"]  # whom that has not reached yet is still answered
+        time.sleep(2.2)  # it has stopped listening by now
+        begun.send(body[1000:])
+        answer = begun.getresponse()
+        assert answer.status == 200
+        assert json.load(answer)["predictions"][0]["label"] == "frog"
+        begun.close()
+        assert process.wait(timeout=30) == 0
+
+
+def test_sighup_takes_up_a_new_bundle_and_refuses_a_bad_one_without_a_failed_request(tmp_path):
+    bundle, new, old = (tmp_path / name for name in ("bundle", "new", "old"))
+    shutil.copytree(DEFAULT_MODEL, bundle)
+    rename(bundle, "model", version="first")
+    shutil.copytree(bundle, new)
+    rename(new, "model", version="second")
+    with (
+        server("--model", str(bundle)) as (process, port),
+        asking(lambda: ask(port)["model"]["version"]) as (answers, failures),
+    ):
+        until(lambda: len(answers) > 20, "no answers")
+        bundle.rename(old)
+        new.rename(bundle)
+        process.send_signal(signal.SIGHUP)
+        until(lambda: answers[-20:] == ["second"] * 20, "the new bundle is not taken up")
+        (bundle / "model.int8.tflite").write_bytes(b"broken")
+        process.send_signal(signal.SIGHUP)
+        time.sleep(1)
+        since = len(answers)
+        until(lambda: len(answers) > since + 20, "no answers")
+        assert set(answers[since:]) == {"second"}
+    assert not failures
+    assert set(answers) == {"first", "second"}
+
+
+def test_killed_process_is_replaced_and_the_others_go_on():
+    with server("--workers", "2") as (process, port):
+        before = set(family(process.pid)) - {process.pid}
+        assert len(before) == 2
+        victim = min(before)
+        os.kill(victim, signal.SIGKILL)
+        until(lambda: victim not in family(process.pid), "it is still there")
+        for _ in range(50):
+            assert ask(port)["success"]
+        until(lambda: len(family(process.pid)) == 3, "it is not replaced")
+        assert victim not in family(process.pid)
+        assert process.poll() is None
+
+
+def test_restart_behind_a_client_that_retries_loses_nothing():
+    def patient_ask(port: int) -> bool:
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            try:
+                return ask(port)["success"]
+            except OSError:  # refused, reset, or told 503
+                time.sleep(0.05)
+        return False
+
+    port = free_port()
+    command = ["rest_api/app.py", "--port", str(port), "--drain", "0", "--workers", "2"]
+
+    def start() -> subprocess.Popen:
+        process = subprocess.Popen(
+            [sys.executable, *command],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        wait_for(port, process)
+        return process
+
+    process = start()
+    with asking(lambda: patient_ask(port)) as (answers, failures):
+        until(lambda: len(answers) > 20, "no answers")
+        for _ in range(2):
+            process.terminate()
+            process.communicate(timeout=30)
+            assert process.returncode == 0
+            process = start()
+        since = len(answers)
+        until(lambda: len(answers) > since + 20, "no answers")
+    process.terminate()
+    process.communicate(timeout=30)
+    assert not failures
+    assert all(answers)
+
+
+def test_metrics_add_up_over_all_processes():
+    with server("--workers", "3") as (_, port):
+        for _ in range(30):
+            ask(port)
+        for _ in range(5):  # whichever process answers
+            text = get(port, "/metrics")[1]
+            assert 'classifier_requests_total{route="/predict",status="200"} 30.0' in text
+            assert 'classifier_seconds_count{stage="infer"} 30.0' in text
+            assert "classifier_in_flight 1.0" in text  # this one
+
+
+def test_overload_is_refused_at_once_and_the_accepted_are_answered():
+    body = multipart(picture())
+    statuses = []
+
+    def post_one(port: int) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        connection.request("POST", "/predict", body, FORM)
+        answer = connection.getresponse()
+        answer.read()
+        statuses.append((answer.status, answer.headers["Retry-After"]))
+        connection.close()
+
+    with server("--workers", "1", "--queue", "1") as (process, port):
+        threads = [threading.Thread(target=post_one, args=(port,)) for _ in range(40)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert process.poll() is None
+        assert ask(port)["success"]
+    assert len(statuses) == 40
+    assert set(statuses) <= {(200, None), (503, "1")}
+    assert (200, None) in statuses
+    assert (503, "1") in statuses
+
+
+def test_client_that_sends_too_much_still_reads_the_refusal():
+    with server("--workers", "1", "--max-body", "1") as (_, port):
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        connection.request("POST", "/predict", bytes(20_000_000), {"Content-Type": "image/png"})
+        answer = connection.getresponse()
+        assert answer.status == 413
+        assert "1 MiB" in json.load(answer)["error"]["message"]
+        connection.close()
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs Linux's /proc")
+def test_soak_leaves_memory_flat_and_no_file_open():
+    body = multipart(FROG.read_bytes())
+    # Nobody reads the log here: a full pipe would halt the server.
+    with server("--workers", "1", stdout=subprocess.DEVNULL) as (process, port):
+
+        def many(requests: int) -> None:
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+            for _ in range(requests):
+                connection.request("POST", "/predict", body, FORM)
+                connection.getresponse().read()
+            connection.close()
+
+        many(300)
+        memory, files = resident_megabytes(process.pid), open_files(process.pid)
+        many(1500)
+        assert resident_megabytes(process.pid) < 1.05 * memory
+        assert open_files(process.pid) <= files
+
+
+def test_keys_of_the_environment_and_of_a_file_are_asked_for(tmp_path, monkeypatch):
+    (tmp_path / "keys").write_text("one\ntwo\n")
+    with (
+        server("--workers", "1", "--api-keys", str(tmp_path / "keys")) as (_, port),
+        pytest.raises(urllib.error.HTTPError, match="401") as error,
+    ):
+        ask(port)
+    error.value.close()
+    monkeypatch.setenv("API_KEYS", "three")
+    with (
+        server("--workers", "1") as (_, port),
+        pytest.raises(urllib.error.HTTPError, match="401") as error,
+    ):
+        ask(port)
+    error.value.close()
