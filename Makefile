@@ -1,6 +1,6 @@
 # make serve   installs the server (no TensorFlow) and starts it
 # make test    installs everything and runs all tests
-# make lint    checks style and formatting
+# make lint    checks style, formatting and what is unsafe
 
 PYTHON ?= python3
 PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check
@@ -15,6 +15,7 @@ test: .venv/test
 lint: .venv/test
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
+	.venv/bin/bandit --quiet --recursive rest_api training
 
 # The empty files .venv/serve and .venv/test say what is installed, and when.
 # --no-compile: bytecode is written as modules are used, a quarter of what all of it would take.
