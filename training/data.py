@@ -1,7 +1,7 @@
 """CIFAR-10: 50,000 training and 10,000 test images, 32x32 RGB, ten classes (Krizhevsky 2009)."""
 
 import os
-import pickle  # nosec B403: _ArraysOnly below lets nothing but arrays in
+import pickle  # nosec B403
 from pathlib import Path
 
 import numpy as np

@@ -2,12 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
 from training.files import replacing
+
+if TYPE_CHECKING:
+    from IPython.display import DisplayObject
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#767676"
 
@@ -29,6 +33,15 @@ def save(figure: Figure, path: Path) -> None:
     """Write a figure as PNG or SVG, by the ending of `path`."""
     with replacing(path) as part:
         figure.savefig(part, bbox_inches="tight")
+
+
+def show(figure: Figure, name: str) -> "DisplayObject":
+    """Keep a figure as images/NAME.png and show that in a notebook."""
+    from IPython.display import Image
+
+    path = Path("images", f"{name}.png")
+    save(figure, path)
+    return Image(str(path))
 
 
 def curves(history: Sequence[dict], title: str) -> Figure:

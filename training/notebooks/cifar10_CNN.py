@@ -33,19 +33,11 @@
 # %%
 import numpy as np
 import pandas as pd
-from IPython.display import Image
 
 from training import augment, plots, records, study
 from training.data import LABELS, load_cifar10, split_validation
 
 pd.options.display.float_format = "{:.1f}".format
-
-
-def show(figure, name):
-    """Keep a figure in images/ and show it."""
-    plots.save(figure, f"images/{name}.png")
-    return Image(f"images/{name}.png")
-
 
 # %% [markdown]
 # ## The data
@@ -63,7 +55,9 @@ print("images of each class:", np.bincount(train_labels))
 
 # %%
 chosen = np.concatenate([np.flatnonzero(train_labels == label)[:4] for label in range(10)])
-show(plots.pictures(train_images[chosen], [LABELS[i] for i in train_labels[chosen]]), "samples")
+plots.show(
+    plots.pictures(train_images[chosen], [LABELS[i] for i in train_labels[chosen]]), "samples"
+)
 
 # %% [markdown]
 # What a network sees should be centred on zero and of unit size, or its first steps are badly
@@ -96,7 +90,7 @@ kinds = {
 }
 rows = np.concatenate([np.concatenate([truck[None], drawn]) for drawn in kinds.values()])
 titles = [title for kind in kinds for title in ["original", *[kind] * 5]]
-show(plots.pictures(rows, titles, columns=6), "augmentation")
+plots.show(plots.pictures(rows, titles, columns=6), "augmentation")
 
 # %% [markdown]
 # ## Baselines: one, two, three blocks
@@ -113,7 +107,7 @@ blocks = {
     "3 blocks": records.load("blocks-3", study.VARIANTS["blocks-3"]),
 }
 again = records.load("blocks-3", study.VARIANTS["blocks-3"], seed=1)
-show(plots.against_epochs({name: run.history for name, run in blocks.items()}), "baselines")
+plots.show(plots.against_epochs({name: run.history for name, run in blocks.items()}), "baselines")
 
 
 # %%
@@ -156,7 +150,7 @@ names = {
 }
 cures = {title: records.load(name, study.VARIANTS[name]) for name, title in names.items()}
 compared = {"3 blocks": blocks["3 blocks"]} | cures
-show(plots.against_epochs({name: run.history for name, run in compared.items()}), "cures")
+plots.show(plots.against_epochs({name: run.history for name, run in compared.items()}), "cures")
 
 # %%
 baseline = np.mean([run.column("val_accuracy")[-1] for run in (blocks["3 blocks"], again)]) * 100
@@ -182,7 +176,7 @@ together = {
     "all cures, seed 1": records.load("all-cures", study.VARIANTS["all-cures"], seed=1),
     "all cures, 0..1": records.load("all-cures-scaled", study.VARIANTS["all-cures-scaled"]),
 }
-show(plots.against_epochs({name: run.history for name, run in together.items()}), "together")
+plots.show(plots.against_epochs({name: run.history for name, run in together.items()}), "together")
 
 # %%
 figures(together)
@@ -234,7 +228,9 @@ table
 # %%
 means = {title: np.mean(pair) for title, pair in with_views.items()}
 spread = np.mean([np.ptp(pair) for pair in with_views.values()])
-show(plots.bars(means, "all tricks", spread, "validation accuracy after 6 epochs (%)"), "tricks")
+plots.show(
+    plots.bars(means, "all tricks", spread, "validation accuracy after 6 epochs (%)"), "tricks"
+)
 
 # %% [markdown]
 # CONCLUSION-TRICKS

@@ -32,7 +32,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from IPython.display import Image
 
 from rest_api.app import create_app
 from rest_api.bundle import load_bundle
@@ -44,13 +43,6 @@ from training.export import export_run
 from training.recipes import classic, fast94
 
 pd.options.display.float_format = "{:.2f}".format
-
-
-def show(figure, name):
-    """Keep a figure in images/ and show it."""
-    plots.save(figure, f"images/{name}.png")
-    return Image(f"images/{name}.png")
-
 
 # %% [markdown]
 # ## The classic recipe
@@ -73,7 +65,7 @@ twins = {
     "fast94": records.load("fast94", fast94.recipe),
 }
 rates = {share * classic.recipe.epochs: rate for share, rate in classic.RATES.items()}
-show(plots.steps(twins["classic"].history, rates, "classic"), "classic_steps")
+plots.show(plots.steps(twins["classic"].history, rates, "classic"), "classic_steps")
 
 # %% [markdown]
 # CONCLUSION-STEPS
@@ -112,7 +104,7 @@ pd.DataFrame(
 # includes everything.
 
 # %%
-show(plots.race({name: run.history for name, run in twins.items()}), "accuracy_over_time")
+plots.show(plots.race({name: run.history for name, run in twins.items()}), "accuracy_over_time")
 
 # %% [markdown]
 # CONCLUSION-RACE
@@ -142,10 +134,10 @@ per_class
 
 # %%
 matrices = {name: metrics.confusion_matrix(p, labels) for name, p in probabilities.items()}
-show(plots.confusion(matrices["fast94"], LABELS), "confusion_fast94")
+plots.show(plots.confusion(matrices["fast94"], LABELS), "confusion_fast94")
 
 # %%
-show(plots.confusion(matrices["classic"], LABELS), "confusion_classic")
+plots.show(plots.confusion(matrices["classic"], LABELS), "confusion_classic")
 
 # %% [markdown]
 # CONCLUSION-CONFUSION
@@ -155,7 +147,7 @@ answers, sure = probabilities["fast94"].argmax(1), probabilities["fast94"].max(1
 wrong = np.flatnonzero(answers != labels)
 worst = wrong[np.argsort(-sure[wrong])][:16]
 titles = [f"{LABELS[answers[i]]} {sure[i]:.0%}\n({LABELS[labels[i]]})" for i in worst]
-show(plots.pictures(images[worst], titles), "mistakes")
+plots.show(plots.pictures(images[worst], titles), "mistakes")
 
 # %% [markdown]
 # CONCLUSION-MISTAKES
@@ -179,7 +171,7 @@ calibration = {
     for when, p in (("before", without_temperature(name)), ("after", probabilities[name]))
 }
 bins = {name: metrics.reliability(p, labels) for name, p in calibration.items()}
-show(plots.reliability(bins), "calibration")
+plots.show(plots.reliability(bins), "calibration")
 
 # %%
 pd.DataFrame(
