@@ -184,6 +184,7 @@ def main() -> None:
         api_keys=read_keys(args.api_keys),
         rate_limit=args.rate_limit,
         rate_storage=args.rate_storage,
+        proxies=args.proxies,
         cors_origins=tuple(args.cors),
     )
     try:  # say here, in one line, what would stop every worker
@@ -236,7 +237,7 @@ def parse_arguments() -> argparse.Namespace:
         help="what runs the networks (%(default)s)",
     )
     add("--max-body", type=number(least=1, most=1000), default=10, help="MiB of a request (10)")
-    add("--max-pixels", type=number(least=1, most=500), default=50, help="millions an image (50)")
+    add("--max-pixels", type=number(least=1, most=178), default=50, help="millions an image (50)")
     add("--max-files", type=number(least=1, most=1000), default=16, help="images a request (16)")
     add(
         "--queue",
@@ -250,6 +251,12 @@ def parse_arguments() -> argparse.Namespace:
         "--rate-storage",
         default=SETTINGS.rate_storage,
         help="where its counts are: a redis:// address makes processes share them (%(default)s)",
+    )
+    add(
+        "--proxies",
+        type=number(least=0, most=10),
+        default=0,
+        help="how many in front say in X-Forwarded-For who asks (%(default)s)",
     )
     add("--cors", action="append", default=[], help="origin whose pages may ask; again for more")
     add(

@@ -6,6 +6,7 @@ from flask import Flask, Response, request
 from flask_cors import CORS
 from flask_limiter import Limiter
 from flask_limiter.util import get_remote_address
+from werkzeug.middleware.proxy_fix import ProxyFix
 
 from rest_api.errors import RequestError
 from rest_api.settings import Settings
@@ -25,9 +26,11 @@ HEADERS = {
 
 
 def guard(app: Flask, settings: Settings) -> None:
-    """Add the security headers, and keys, rate limit and CORS where they are set."""
+    """Add the security headers; keys, rate limit, proxies and CORS where they are set."""
     if settings.api_keys:
         app.before_request(lambda: check_key(settings.api_keys))
+    if settings.proxies:
+        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=settings.proxies)
     if settings.rate_limit:
         limiter = Limiter(
             get_remote_address, app=app, storage_uri=settings.rate_storage, headers_enabled=True

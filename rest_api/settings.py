@@ -22,4 +22,5 @@ class Settings:
     api_keys: tuple[str, ...] = ()  # none: open to all
     rate_limit: str = ""  # such as "60/minute", for each address; none if empty
     rate_storage: str = "memory://"  # each process counts for itself; redis://… counts for all
+    proxies: int = 0  # in front, whose X-Forwarded-For says who asks
     cors_origins: tuple[str, ...] = ()  # whose pages may ask from a browser

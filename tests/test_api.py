@@ -352,6 +352,25 @@ def test_rate_limit_is_refused_with_the_seconds_to_wait():
     assert client.get("/health/live").status_code == 200
 
 
+def test_rate_limit_counts_those_behind_a_trusted_proxy_apart():
+    frog = FROG.read_bytes()
+
+    def statuses(proxies: int) -> list[int]:
+        client = create_app(Settings(rate_limit="1/minute", proxies=proxies)).test_client()
+        return [
+            client.post(
+                "/predict",
+                data=frog,
+                content_type="image/jpeg",
+                headers={"X-Forwarded-For": address},
+            ).status_code
+            for address in ("192.0.2.1", "192.0.2.2", "192.0.2.1")
+        ]
+
+    assert statuses(1) == [200, 200, 429]
+    assert statuses(0) == [200, 429, 429]  # without one, anybody could write that header
+
+
 def test_cors_is_off_unless_an_origin_is_named(client):
     origin = {"Origin": "https://shop.example"}
     assert "Access-Control-Allow-Origin" not in client.get("/models", headers=origin).headers
