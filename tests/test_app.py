@@ -153,45 +153,8 @@ def test_client_script_says_when_no_server_answers():
     assert "Traceback" not in client.stderr
 
 
-@pytest.mark.parametrize("damage", ["missing", "broken"])
-def test_bad_bundle_stops_the_start_with_one_clear_line(tmp_path, damage):
-    bundle = tmp_path / "bundle"
-    if damage == "broken":
-        shutil.copytree(DEFAULT_MODEL, bundle)
-        (bundle / "model.int8.tflite").write_bytes(b"broken")
-    start = subprocess.run(
-        [sys.executable, "rest_api/app.py", "--model", str(bundle)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=30,
-    )
-    assert start.returncode == 1
-    assert start.stderr.startswith("error: ")
-    assert str(bundle) in start.stderr
-    assert len(start.stderr.splitlines()) == 1
-
-
-def test_port_in_use_stops_the_start_with_one_clear_line():
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        start = subprocess.run(
-            [sys.executable, "rest_api/app.py", "--port", str(port)],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=30,
-        )
-    assert start.returncode == 1
-    assert start.stderr.startswith(f"error: cannot listen on 127.0.0.1:{port}")
-    assert "--port" in start.stderr
-    assert len(start.stderr.splitlines()) == 1
-
-
-@pytest.mark.parametrize(
-    "options", [("--port", "99999"), ("--port", "http"), ("--workers", "0"), ("--engine", "onnx")]
-)
-def test_senseless_option_is_refused_by_name(options):
+def refused_start(*options: str) -> tuple[int, str]:
+    """Exit status and standard error of a server that must not start."""
     start = subprocess.run(
         [sys.executable, "rest_api/app.py", *options],
         cwd=ROOT,
@@ -199,6 +162,45 @@ def test_senseless_option_is_refused_by_name(options):
         text=True,
         timeout=30,
     )
-    assert start.returncode == 2
-    assert f"argument {options[0]}" in start.stderr
     assert "Traceback" not in start.stderr
+    return start.returncode, start.stderr
+
+
+@pytest.mark.parametrize("damage", ["missing", "broken"])
+def test_bad_bundle_stops_the_start_with_one_clear_line(tmp_path, damage):
+    bundle = tmp_path / "bundle"
+    if damage == "broken":
+        shutil.copytree(DEFAULT_MODEL, bundle)
+        (bundle / "model.int8.tflite").write_bytes(b"broken")
+    status, error = refused_start("--model", str(bundle))
+    assert status == 1
+    assert error.startswith("error: ")
+    assert str(bundle) in error
+    assert len(error.splitlines()) == 1
+
+
+def test_port_in_use_stops_the_start_with_one_clear_line():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        status, error = refused_start("--port", str(port))
+    assert status == 1
+    assert error.startswith(f"error: cannot listen on 127.0.0.1:{port}")
+    assert "--port" in error
+    assert len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--port", "99999"),
+        ("--port", "http"),
+        ("--workers", "0"),
+        ("--engine", "onnx"),
+        ("--queue", "-1"),
+        ("--max-pixels", "1e9"),
+    ],
+)
+def test_senseless_option_is_refused_by_name(options):
+    status, error = refused_start(*options)
+    assert status == 2
+    assert f"argument {options[0]}" in error
