@@ -29,7 +29,9 @@ def images_per_second(step: Callable[[], int]) -> float:
 def endless_batches(recipe: recipes.Recipe, images: np.ndarray) -> Iterator:
     labels = np.arange(len(images)) % 10
     for epoch in count():
-        yield from train.batches_of_epoch(images, labels, recipe, recipe.batch_size, epoch, seed=0)
+        yield from train.batches_of_epoch(
+            images, labels, recipe.augmentation, recipe.batch_size, epoch, seed=0
+        )
 
 
 def main() -> None:

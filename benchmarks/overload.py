@@ -18,7 +18,6 @@ from PIL import Image
 
 from benchmarks.load import (
     BOUNDARY,
-    Load,
     multipart,
     need_wrk,
     ours,
@@ -55,17 +54,17 @@ def ask_in_turn(address: str, image: bytes, until: float) -> tuple[list[float], 
     return accepted, refused
 
 
-def overload(seconds: float, queue: int, connections: int) -> tuple[float, float, Load, float]:
-    """p99 without load and of the accepted under it, what wrk saw, and the growth of memory."""
+def overload(seconds: float, threads: int, queue: int, connections: int) -> None:
+    """Measure and print one setting of the server."""
     image = picture()
-    with serving(ours("--queue", str(queue))) as (address, pid):
+    with serving(ours("--threads", str(threads), "--queue", str(queue))) as (address, pid):
         url = f"{address}/predict"
         wrk(url, image, 4, 1)
         calm, _ = ask_in_turn(address, image, time.monotonic() + seconds / 4)
         before = resident_megabytes(pid)
         capacity = wrk(url, image, 4, seconds / 4)
         print(
-            f"queue {queue}: p99 {np.percentile(calm, 99):.0f} ms without load; "
+            f"threads {threads}, queue {queue}: p99 {np.percentile(calm, 99):.0f} ms without load; "
             f"bears {capacity.per_second:.0f}/s",
             flush=True,
         )
@@ -86,18 +85,17 @@ def overload(seconds: float, queue: int, connections: int) -> tuple[float, float
         f"p50 {p50:.0f} ms, p99 {p99:.0f} ms; memory grew by {growth:.0f} MB",
         flush=True,
     )
-    return float(np.percentile(calm, 99)), float(p99), load, growth
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Overload the server.")
     parser.add_argument("--seconds", type=float, default=60, help="under load (%(default)s)")
-    parser.add_argument("--queue", type=int, nargs="+", default=[1, 32], help="(%(default)s)")
+    parser.add_argument("--threads", type=int, default=2, help="of each process (%(default)s)")
+    parser.add_argument("--queue", type=int, default=32, help="of each process (%(default)s)")
     parser.add_argument("--connections", type=int, default=64, help="of wrk (%(default)s)")
     args = parser.parse_args()
     need_wrk()
-    for queue in args.queue:
-        overload(args.seconds, queue, args.connections)
+    overload(args.seconds, args.threads, args.queue, args.connections)
 
 
 if __name__ == "__main__":

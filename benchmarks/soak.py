@@ -1,6 +1,7 @@
 """Many requests, to see what leaks: `python -m benchmarks.soak --requests 100000`. Needs wrk.
 
-Prints resident memory and open files of the whole server after every tenth of the requests.
+Prints resident memory and open files of the whole server after a warm-up of half as many, in which
+every thread has met every kind of input, and then after every tenth of the requests.
 """
 
 import argparse
@@ -19,12 +20,13 @@ from benchmarks.load import (
 
 
 def soak(requests: int) -> list[tuple[int, float, int]]:
-    """(requests so far, MB resident, open files), ten times and once after a warm-up."""
+    """(requests since the warm-up, MB resident, open files), ten times and once before."""
     inputs = cycle([FROG.read_bytes(), *corpus(), b"no image"])
-    rows, done = [], 0
+    rows = []
     with serving(ours()) as (address, pid):
-        while done < requests:
-            while done < requests * (len(rows) + 1) / 11:
+        done = -requests // 2
+        for tenth in range(11):
+            while done < requests * tenth / 10:
                 done += wrk(f"{address}/predict", next(inputs), 8, 1).requests
             rows.append((done, resident_megabytes(pid), open_files(pid)))
             print(f"{done:>8,} requests  {rows[-1][1]:.1f} MB  {rows[-1][2]} files", flush=True)

@@ -180,6 +180,7 @@ def main() -> None:
         max_body=args.max_body * 2**20,
         max_pixels=args.max_pixels * 1_000_000,
         max_files=args.max_files,
+        threads=args.threads,
         queue=args.queue,
         api_keys=read_keys(args.api_keys),
         rate_limit=args.rate_limit,
@@ -239,6 +240,12 @@ def parse_arguments() -> argparse.Namespace:
     add("--max-body", type=number(least=1, most=1000), default=10, help="MiB of a request (10)")
     add("--max-pixels", type=number(least=1, most=178), default=50, help="millions an image (50)")
     add("--max-files", type=number(least=1, most=1000), default=16, help="images a request (16)")
+    add(
+        "--threads",
+        type=number(least=1, most=64),
+        default=SETTINGS.threads,
+        help="images at a time in each process (%(default)s)",
+    )
     add(
         "--queue",
         type=number(least=0, most=1000),

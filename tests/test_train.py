@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import keras
@@ -147,14 +148,23 @@ def test_training_learns_a_separable_task(quick, tmp_path):
 
 
 def test_batches_of_an_epoch_depend_on_seed_and_epoch_alone(data):
-    recipe = recipes.load("fast94")
+    how = recipes.load("fast94").augmentation
 
     def first_batch(epoch: int, seed: int) -> np.ndarray:
-        return next(train.batches_of_epoch(*data, recipe, 32, epoch, seed))[0]
+        return next(train.batches_of_epoch(*data, how, 32, epoch, seed))[0]
 
     np.testing.assert_array_equal(first_batch(1, 1), first_batch(1, 1))
     assert not np.array_equal(first_batch(1, 1), first_batch(1, 2))
     assert not np.array_equal(first_batch(1, 1), first_batch(2, 1))
+
+
+def test_last_epochs_see_sharp_images_where_the_recipe_says_so():
+    how = Augmentation(flip="random", rotation=10, shift=0.1)
+    recipe = replace(recipes.load("classic"), augmentation=how, sharp_epochs=3)
+    assert train.augmentation_of_epoch(recipe, 56, 60) == how
+    for epoch in (57, 59):
+        assert train.augmentation_of_epoch(recipe, epoch, 60) == Augmentation(flip="random")
+    assert train.augmentation_of_epoch(replace(recipe, sharp_epochs=0), 59, 60) == how
 
 
 def test_fractional_epochs_end_within_an_epoch(quick, data, tmp_path):

@@ -16,7 +16,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from math import ceil
 from pathlib import Path
@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 import training
 from training import augment, metrics, plots, recipes
+from training.augment import Augmentation
 from training.data import LABELS, DataError, Split, load_cifar10, split_validation
 from training.files import replacing
 from training.recipes import Recipe
@@ -88,7 +89,8 @@ def train(
             network.make_train_function(force=True)  # one graph per image size: fixed shapes
             resized = augment.resize(images, side)
         steps = min(steps_per_epoch, total_steps - progress.step)
-        batches = batches_of_epoch(resized, labels, recipe, batch_size, epoch, seed)
+        how = augmentation_of_epoch(recipe, epoch, epochs)
+        batches = batches_of_epoch(resized, labels, how, batch_size, epoch, seed)
         bar.set_description(f"epoch {epoch + 1}/{ceil(epochs)}")
         sums = {"loss": 0.0, "accuracy": 0.0}
         for done, (batch, targets) in zip(range(1, steps + 1), batches, strict=False):
@@ -138,7 +140,12 @@ def build(
 
 
 def batches_of_epoch(
-    images: np.ndarray, labels: np.ndarray, recipe: Recipe, batch_size: int, epoch: int, seed: int
+    images: np.ndarray,
+    labels: np.ndarray,
+    how: Augmentation,
+    batch_size: int,
+    epoch: int,
+    seed: int,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Augmented batches of one epoch, a function of seed and epoch alone.
 
@@ -147,17 +154,24 @@ def batches_of_epoch(
     """
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(len(images))
-    mirrored = augment.flips(len(images), recipe.augmentation, epoch, seed, rng)
+    mirrored = augment.flips(len(images), how, epoch, seed, rng)
     one_hot = np.eye(len(LABELS), dtype=np.float32)
     for start in range(0, len(order) - batch_size + 1, batch_size):
         chosen = order[start : start + batch_size]
         batch = augment.flip(images[chosen], mirrored[chosen])
-        yield augment.augment(batch, recipe.augmentation, rng), one_hot[labels[chosen]]
+        yield augment.augment(batch, how, rng), one_hot[labels[chosen]]
 
 
 def side_of_epoch(recipe: Recipe, epoch: int) -> int:
     """Pixels on a side of the training images in that epoch."""
     return recipe.resolution[max(start for start in recipe.resolution if start <= epoch)]
+
+
+def augmentation_of_epoch(recipe: Recipe, epoch: int, epochs: float) -> Augmentation:
+    """What is done to the images in that epoch."""
+    if epoch < epochs - recipe.sharp_epochs:
+        return recipe.augmentation
+    return replace(recipe.augmentation, rotation=0, shift=0)
 
 
 def look_ahead(network: keras.Model, slow: list[np.ndarray], done: float) -> None:

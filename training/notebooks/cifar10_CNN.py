@@ -131,9 +131,6 @@ table["original, test"] = [66.6, 73.4, 76.5, np.nan]
 table
 
 # %% [markdown]
-# CONCLUSION-BASELINES
-
-# %% [markdown]
 # ## One cure at a time
 #
 # **Question**: which remedy helps against memorising, by itself? **Experiment**: the network of
@@ -161,9 +158,6 @@ table["original, against its 76.5"] = table["original, test"] - 76.5
 table
 
 # %% [markdown]
-# CONCLUSION-CURES
-
-# %% [markdown]
 # ## All together, and how to scale the pixels
 #
 # **Question**: do the cures add up, and does it matter how pixels enter the network?
@@ -180,9 +174,6 @@ plots.show(plots.against_epochs({name: run.history for name, run in together.ite
 
 # %%
 figures(together)
-
-# %% [markdown]
-# CONCLUSION-TOGETHER
 
 # %% [markdown]
 # ## What the fast recipe adds
@@ -228,6 +219,3 @@ accuracies = {"all tricks": both} | {
 spread = abs(runs["all tricks"].result["accuracy_tta"] - again.result["accuracy_tta"])
 label = "validation accuracy after 6 epochs (%)"
 plots.show(plots.bars(accuracies, "all tricks", spread, label), "tricks")
-
-# %% [markdown]
-# CONCLUSION-TRICKS

@@ -68,9 +68,6 @@ rates = {share * classic.recipe.epochs: rate for share, rate in classic.RATES.it
 plots.show(plots.steps(twins["classic"].history, rates, "classic"), "classic_steps")
 
 # %% [markdown]
-# CONCLUSION-STEPS
-
-# %% [markdown]
 # With the recipe fixed, it was trained once more, on all 50,000 images, and only then met the
 # test set; `fast94` likewise, with three seeds.
 
@@ -94,9 +91,6 @@ pd.DataFrame(
 ).T
 
 # %% [markdown]
-# CONCLUSION-FINALS
-
-# %% [markdown]
 # ## The fast recipe beside it
 #
 # **Question**: what does accuracy cost in minutes? Both runs of above, each image of the
@@ -105,9 +99,6 @@ pd.DataFrame(
 
 # %%
 plots.show(plots.race({name: run.history for name, run in twins.items()}), "accuracy_over_time")
-
-# %% [markdown]
-# CONCLUSION-RACE
 
 # %% [markdown]
 # ## What they get right, and how sure they are
@@ -139,18 +130,12 @@ plots.show(plots.confusion(matrices["fast94"], LABELS), "confusion_fast94")
 # %%
 plots.show(plots.confusion(matrices["classic"], LABELS), "confusion_classic")
 
-# %% [markdown]
-# CONCLUSION-CONFUSION
-
 # %%
 answers, sure = probabilities["fast94"].argmax(1), probabilities["fast94"].max(1)
 wrong = np.flatnonzero(answers != labels)
 worst = wrong[np.argsort(-sure[wrong])][:16]
 titles = [f"{LABELS[answers[i]]} {sure[i]:.0%}\n({LABELS[labels[i]]})" for i in worst]
 plots.show(plots.pictures(images[worst], titles), "mistakes")
-
-# %% [markdown]
-# CONCLUSION-MISTAKES
 
 # %% [markdown]
 # **Calibration**: when a network says 90 %, is it right nine times in ten? Temperature scaling
@@ -183,9 +168,6 @@ pd.DataFrame(
         for name, p in calibration.items()
     }
 ).T
-
-# %% [markdown]
-# CONCLUSION-CALIBRATION
 
 # %% [markdown]
 # ## To the server

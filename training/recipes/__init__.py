@@ -20,6 +20,7 @@ class Recipe:
     batch_size: int
     augmentation: Augmentation
     initialise: Callable[[keras.Model, "np.ndarray", int], None] | None = None  # noqa: F821
+    sharp_epochs: int = 0  # at the end, without rotation and shift, which blur
     label_smoothing: float = 0.0
     lookahead: int = 0  # steps between two averagings of the weights; 0 for none
     resolution: Mapping[int, int] = field(default_factory=lambda: {0: 32})  # {from epoch: pixels}
