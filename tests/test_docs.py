@@ -16,7 +16,7 @@ from tests.conftest import FROG, ROOT, post
 from training import recipes
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-MODULES = ["training.train", "training.evaluate", "training.export"]
+MODULES = ["training.train", "training.evaluate", "training.export", "benchmarks.overload"]
 
 
 def help_of(*command: str) -> str:

@@ -24,6 +24,7 @@ from tests.conftest import FROG, ROOT
 from tests.test_api import rename
 from tests.test_app import ask, free_port, server, wait_for
 
+# Where many are asked, the log goes to DEVNULL: a pipe that nobody reads would halt the server.
 FORM = {"Content-Type": "multipart/form-data; boundary=benchmark"}
 
 
@@ -93,7 +94,7 @@ def test_sighup_takes_up_a_new_bundle_and_refuses_a_bad_one_without_a_failed_req
     shutil.copytree(bundle, new)
     rename(new, "model", version="second")
     with (
-        server("--model", str(bundle)) as (process, port),
+        server("--model", str(bundle), stdout=subprocess.DEVNULL) as (process, port),
         asking(lambda: ask(port)["model"]["version"]) as (answers, failures),
     ):
         until(lambda: len(answers) > 20, "no answers")
@@ -142,9 +143,8 @@ def test_restart_behind_a_client_that_retries_loses_nothing():
         process = subprocess.Popen(
             [sys.executable, *command],
             cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         wait_for(port, process)
         return process
@@ -215,7 +215,6 @@ def test_client_that_sends_too_much_still_reads_the_refusal():
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs Linux's /proc")
 def test_soak_leaves_memory_flat_and_no_file_open():
     body = multipart(FROG.read_bytes())
-    # Nobody reads the log here: a full pipe would halt the server.
     with server("--workers", "1", stdout=subprocess.DEVNULL) as (process, port):
 
         def many(requests: int) -> None:
