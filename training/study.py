@@ -3,7 +3,7 @@
     python -m training.study                # every variant that is not finished yet
     python -m training.study l2 --seed 1
 
-Trains on 45,000 images, measures on the 5,000 of validation. The figures are in the notebook.
+Trains on 45,000 images, measures on the 5,000 of validation.
 """
 
 import argparse
