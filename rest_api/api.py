@@ -11,7 +11,6 @@ from werkzeug.exceptions import HTTPException
 
 from rest_api import observe, schema
 from rest_api.errors import RequestError
-from rest_api.gate import drain
 from rest_api.images import decode, fit
 from rest_api.models import Served
 from rest_api.schema import spec
@@ -24,7 +23,8 @@ WHAT_TO_SEND = (
     'itself with a Content-Type of image/…, or as JSON {"image": "<base64>"}.'
 )
 FAILURES = {
-    f"HTTP_{status}": schema.Failure for status in (400, 401, 404, 405, 413, 415, 422, 429, 503)
+    f"HTTP_{status}": schema.Failure
+    for status in (400, 401, 404, 405, 408, 413, 415, 422, 429, 503)
 }
 
 
@@ -46,15 +46,14 @@ def predict() -> Response:
     top = requested_top(len(served.bundle.labels))
     images = sent_images()
     model = schema.Model(served.bundle.name, served.bundle.version)
-    with current_app.extensions["turns"]:
-        if len(images) == 1:
-            predictions, uncertain = classify(images[0][1], served, top)
-            content = schema.Answer(
-                success=True, predictions=predictions, uncertain=uncertain, model=model
-            )
-            return answer(content)
-        results = [result(name, data, served, top) for name, data in images]
-        return answer(schema.Answer(success=True, results=results, model=model))
+    if len(images) == 1:
+        predictions, uncertain = classify(images[0][1], served, top)
+        content = schema.Answer(
+            success=True, predictions=predictions, uncertain=uncertain, model=model
+        )
+        return answer(content)
+    results = [result(name, data, served, top) for name, data in images]
+    return answer(schema.Answer(success=True, results=results, model=model))
 
 
 def result(filename: str, data: bytes, served: Served, top: int) -> schema.Result:
@@ -212,7 +211,6 @@ def http_error(error: HTTPException) -> Response:
     """Flask's own refusals (404, 405, 413, …) in the same shape."""
     status = error.code or 500
     if status == 413:
-        drain(request.environ)
         limit = settings().max_body / 2**20
         message = f"The request is too large. Send at most {limit:g} MiB."
         return failure(status, "too_large", message)

@@ -1,7 +1,7 @@
 """The server: `python rest_api/app.py`, then POST an image to /predict.
 
-`create_app` makes the Flask application for any WSGI server; `main` runs it in Granian, a
-production server, with one process per core.
+`create_app` makes the Flask application for any WSGI server; `main` runs it behind the door in
+Granian, a production server, with one process per core.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from flask import Flask, Request
 
 from rest_api.api import api
 from rest_api.bundle import FILENAMES, BundleError, load_bundle
-from rest_api.gate import limit_requests
+from rest_api.door import Door
 from rest_api.guard import guard
 from rest_api.models import find_bundles, load_models
 from rest_api.observe import count_models, observe
@@ -69,7 +69,6 @@ def create_app(
     app.register_blueprint(api)
     app.register_blueprint(pages)
     guard(app, settings)
-    limit_requests(app, settings.threads, settings.queue)
     load(app)
     return app
 
@@ -97,7 +96,7 @@ def reload(app: Flask) -> None:
     log.warning("Now serving %s", ", ".join(served))
 
 
-def create_worker(settings: Settings, draining: Event) -> Flask:
+def create_worker(settings: Settings, draining: Event) -> Door:
     """The application in a process of the server, which reloads its models on SIGHUP."""
     share_arenas()
     logging.basicConfig(format="%(message)s", stream=sys.stdout)
@@ -107,7 +106,7 @@ def create_worker(settings: Settings, draining: Event) -> Flask:
         signal.signal(
             signal.SIGHUP, lambda *_: threading.Thread(target=reload, args=(app,)).start()
         )
-    return app
+    return Door(app.wsgi_app, settings.threads, settings.queue, settings.max_body)
 
 
 def share_arenas() -> None:
@@ -135,10 +134,10 @@ def serve(settings: Settings, host: str, port: int, workers: int, drain: float) 
         "rest_api.app",
         address=host,
         port=port,
-        interface="wsgi",
+        interface="rsgi",
         workers=workers,
-        # Two threads beyond those that work or wait refuse what is too much.
-        blocking_threads=settings.threads + settings.queue + 2,
+        loop="asyncio",
+        websockets=False,
         respawn_failed_workers=True,
         respawn_interval=0,
         workers_kill_timeout=GRACE,

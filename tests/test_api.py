@@ -297,32 +297,6 @@ def test_metrics_count_requests_stages_refusals_and_predictions(client):
     assert metric(client, f'classifier_model{{name="cifar10",version="{version}"}}') == 1
 
 
-def test_full_queue_is_refused_at_once_and_told_when_to_come_back():
-    app = create_app(Settings(threads=1, queue=0))
-    served = app.extensions["models"]["cifar10"]
-    entered, leave = threading.Event(), threading.Event()
-
-    def slow(images):
-        entered.set()
-        leave.wait(30)
-        return served.predict(images)
-
-    app.extensions["models"]["cifar10"] = replace(served, predict=slow)
-    answers = []
-    first = threading.Thread(
-        target=lambda: answers.append(post(app.test_client(), FROG.read_bytes()))
-    )
-    first.start()
-    assert entered.wait(30)
-    response = post(app.test_client(), FROG.read_bytes())
-    refused(response, 503, "overloaded")
-    assert int(response.headers["Retry-After"]) >= 1
-    leave.set()
-    first.join()
-    assert answers[0].status_code == 200
-    assert post(app.test_client(), FROG.read_bytes()).status_code == 200
-
-
 def test_keys_open_predict_and_nothing_opens_without_one():
     client = create_app(Settings(api_keys=("secret", "other"))).test_client()
     frog = FROG.read_bytes()

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -200,6 +201,18 @@ def test_overload_is_refused_at_once_and_the_accepted_are_answered():
     assert set(statuses) <= {(200, None), (503, "1")}
     assert (200, None) in statuses
     assert (503, "1") in statuses
+
+
+def test_slow_clients_keep_nobody_else_waiting():
+    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n"
+    with server("--workers", "1", "--threads", "1", "--queue", "0") as (_, port):
+        slow = [socket.create_connection(("127.0.0.1", port)) for _ in range(60)]
+        for connection in slow:
+            connection.sendall(head + b"and no more")
+        for _ in range(5):
+            assert ask(port)["success"]
+        for connection in slow:
+            connection.close()
 
 
 def test_client_that_sends_too_much_still_reads_the_refusal():

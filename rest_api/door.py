@@ -1,0 +1,178 @@
+"""The door of a server process: an event loop takes requests in, a few threads answer them.
+
+A request is waited for on the event loop until all of it is there: a slow client holds no thread.
+What is too much is refused before it is looked at. Granian comes in by its own interface, RSGI
+(https://github.com/emmett-framework/granian, docs/spec/RSGI.md), and Flask is called by WSGI.
+"""
+
+import asyncio
+import contextlib
+import io
+import sys
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
+
+import msgspec
+from granian.rsgi import ProtocolClosed
+
+from rest_api import observe
+from rest_api.schema import Failure, Problem
+
+MAX_READ = 30.0  # seconds that a client has to send its request
+MAX_WAIT = 10.0  # seconds that a request waits for its turn
+MAX_ARRIVING = 256 * 2**20  # bytes of all requests that are being sent
+MAX_DRAIN = 200 * 2**20  # bytes of a request that are read in vain
+TOO_SLOW = f"The request took over {MAX_READ:g} seconds to arrive. Send less, or send it faster."
+BUSY = "The server is busy. Ask again after the seconds that Retry-After gives."
+
+Wsgi = Callable[[dict[str, Any], Callable], Iterable[bytes]]
+Headers = list[tuple[str, str]]
+Answer = tuple[int, Headers, bytes]
+
+
+class Scope(Protocol):
+    """What RSGI tells of a request."""
+
+    http_version: str
+    server: str
+    client: str
+    scheme: str
+    method: str
+    path: str
+    query_string: str
+    headers: Any
+
+
+class Door:
+    """The RSGI application around a WSGI one.
+
+    `threads` requests to /predict are worked on at a time, and `queue` more may wait. All other
+    routes share one more thread: the health of a busy server can be asked.
+    """
+
+    def __init__(self, wsgi: Wsgi, threads: int, queue: int, max_body: int):
+        self.wsgi = wsgi
+        self.max_body = max_body
+        self.predictors = ThreadPoolExecutor(threads, "predict")
+        self.others = ThreadPoolExecutor(1, "other")
+        # Only the event loop counts these.
+        self.places = threads + queue
+        self.arriving = 0  # bytes
+
+    async def __rsgi__(self, scope: Scope, protocol: Any) -> None:
+        with contextlib.suppress(ProtocolClosed):  # the client has gone
+            protocol.response_bytes(*await self.answer(scope, protocol))
+
+    async def answer(self, scope: Scope, protocol: Any) -> Answer:
+        """Take a request in, then have it answered on a thread."""
+        keep = self.max_body if scope.method == "POST" else 0
+        held = min(int(scope.headers.get("content-length", keep)), keep)
+        crowded = self.arriving + held > MAX_ARRIVING
+        if crowded:
+            keep = held = 0
+        self.arriving += held
+        try:
+            body, size = await read(scope, protocol, keep)
+        except TimeoutError:
+            return refusal(408, "too_slow", TOO_SLOW)
+        finally:
+            self.arriving -= held
+        environ = wsgi_environ(scope, body, size)
+        if scope.path != "/predict":
+            return await self.call(environ, self.others)
+        if crowded or not self.places:
+            return refusal(503, "overloaded", BUSY)
+        self.places -= 1
+        try:
+            return await self.call(environ, self.predictors)
+        finally:
+            self.places += 1
+
+    async def call(self, environ: dict[str, Any], threads: ThreadPoolExecutor) -> Answer:
+        """Have one of the threads call the WSGI application, unless that is too late by then."""
+        deadline = time.monotonic() + MAX_WAIT
+
+        def in_turn() -> Answer:
+            if time.monotonic() > deadline:
+                return refusal(503, "overloaded", BUSY)
+            return call_wsgi(self.wsgi, environ)
+
+        return await asyncio.get_running_loop().run_in_executor(threads, in_turn)
+
+
+async def read(scope: Scope, protocol: Any, keep: int) -> tuple[bytes, int]:
+    """The body of a request and its size; of one larger than `keep` bytes, nothing is kept.
+
+    That one is read to its end all the same: a client that is still sending when the connection
+    closes would see no answer. Raises TimeoutError.
+    """
+    async with asyncio.timeout(MAX_READ):
+        if int(scope.headers.get("content-length", keep + 1)) <= keep:
+            body = await protocol()  # less than half the cost of its chunks
+            return body, len(body)
+        chunks, size = [], 0
+        async for chunk in protocol:
+            size += len(chunk)
+            if size <= keep:
+                chunks.append(chunk)
+            elif size > MAX_DRAIN:
+                break
+    return b"".join(chunks) if size <= keep else b"", size
+
+
+def wsgi_environ(scope: Scope, body: bytes, size: int) -> dict[str, Any]:
+    """A request as WSGI (PEP 3333) has it."""
+    server, _, port = scope.server.rpartition(":")
+    environ = {
+        "REQUEST_METHOD": scope.method,
+        "SCRIPT_NAME": "",
+        "PATH_INFO": scope.path.encode().decode("latin-1"),
+        "QUERY_STRING": scope.query_string,
+        "SERVER_NAME": server,
+        "SERVER_PORT": port,
+        "SERVER_PROTOCOL": f"HTTP/{scope.http_version}",
+        "REMOTE_ADDR": scope.client.rpartition(":")[0],
+        "wsgi.version": (1, 0),
+        "wsgi.url_scheme": scope.scheme,
+        "wsgi.input": io.BytesIO(body),
+        "wsgi.errors": sys.stderr,
+        "wsgi.multithread": True,
+        "wsgi.multiprocess": True,
+        "wsgi.run_once": False,
+    }
+    for name, value in scope.headers.items():
+        key = "HTTP_" + name.upper().replace("-", "_")
+        environ[key] = f"{environ[key]},{value}" if key in environ else value
+    if "HTTP_CONTENT_TYPE" in environ:
+        environ["CONTENT_TYPE"] = environ.pop("HTTP_CONTENT_TYPE")
+    environ["CONTENT_LENGTH"] = str(size)
+    return environ
+
+
+def call_wsgi(wsgi: Wsgi, environ: dict[str, Any]) -> Answer:
+    """The whole answer of a WSGI application."""
+    status, headers = 0, []
+
+    def start_response(line: str, given: Headers, exc_info: Any = None) -> None:
+        nonlocal status, headers
+        status, headers = int(line[:3]), given
+
+    parts = wsgi(environ, start_response)
+    try:
+        return status, headers, b"".join(parts)
+    finally:
+        if hasattr(parts, "close"):
+            parts.close()
+
+
+def refusal(status: int, code: str, message: str) -> Answer:
+    """An answer that the application is not asked for."""
+    observe.REJECTED.labels(code).inc()
+    observe.REQUESTS.labels("/predict", status).inc()
+    body = msgspec.json.encode(Failure(False, Problem(code, message)))
+    headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
+    if status == 503:
+        headers.append(("Retry-After", "1"))  # seconds
+    return status, headers, body
