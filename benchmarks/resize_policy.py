@@ -46,7 +46,7 @@ def main() -> None:
         shares.append([])
         for policy in get_args(Resize):
             pixels = np.stack([fit(image, bundle.input_size, policy) for image in cut])
-            shares[-1].append((predict(pixels).argmax(1) == labels).mean())
+            shares[-1].append((predict(pixels).probabilities.argmax(1) == labels).mean())
         print(row(name, shares[-1]))
     print(row("mean", np.mean(shares, axis=0)))
 

@@ -77,12 +77,12 @@ def classify(data: bytes, served: Served, top: int) -> tuple[list[schema.Predict
         image = decode(data, bundle.input_size, settings().max_pixels)
         pixels = fit(image, bundle.input_size, bundle.resize)[None]  # (1, side, side, 3)
     with observe.stage("infer"):
-        probabilities = served.predict(pixels)[0]  # (classes,)
+        (probabilities,), (score,) = served.predict(pixels)  # (classes,), a number
     best = probabilities.argsort()[::-1][:top]
     predictions = [
         schema.Prediction(bundle.labels[i], round(float(probabilities[i]), 6)) for i in best
     ]
-    uncertain = bool(probabilities[best[0]] < bundle.threshold)
+    uncertain = bool(score < bundle.threshold)
     observe.PREDICTIONS.labels(bundle.name, predictions[0].label).inc()
     if uncertain:
         observe.UNCERTAIN.labels(bundle.name).inc()
@@ -144,6 +144,7 @@ def models() -> Response:
             default=position == 0,
             labels=list(model.bundle.labels),
             input_size=model.bundle.input_size,
+            score=model.bundle.score,
             threshold=model.bundle.threshold,
             accuracy=model.bundle.manifest.get("accuracy", {}),
         )

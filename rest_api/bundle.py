@@ -9,13 +9,16 @@ It is the one contract between training and serving. `model.json`:
     input_size   side in pixels of the square RGB image that the network takes, values 0..255
     resize       how a photo becomes that square: squash, crop or pad (see images.py)
     files        {engine: {"name", "bytes", "sha256"}} for litert, litert-float32 and keras
-    uncertainty  optional: {"threshold", …}, the least probability of an answer that counts as sure
+    uncertainty  optional: {"score", "threshold", …}: an answer of a lower score is uncertain. The
+                 score is "probability", the best class's, or what the network returns beside the
+                 probabilities: how familiar the image is
     accuracy, calibration, training, versions    what was measured, how, and with what
 """
 
 import hashlib
 import json
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -45,7 +48,8 @@ class Bundle:
     labels: tuple[str, ...]
     input_size: int
     resize: Resize
-    threshold: float  # probability below which an answer is uncertain; 0 where none was fitted
+    score: str  # what the threshold is for
+    threshold: float  # score below which an answer is uncertain; 0 where none was fitted
     manifest: dict[str, Any]
 
     def file(self, engine: Engine) -> bytes:
@@ -91,6 +95,7 @@ def load_bundle(path: str | Path) -> Bundle:
         labels=tuple(manifest["labels"]),
         input_size=manifest["input_size"],
         resize=manifest["resize"],
+        score=manifest.get("uncertainty", {}).get("score", "probability"),
         threshold=manifest.get("uncertainty", {}).get("threshold", 0.0),
         manifest=manifest,
     )
@@ -114,9 +119,12 @@ def check_manifest(manifest: Any) -> None:
         raise TypeError("'input_size' must be a positive whole number of pixels")
     if manifest["resize"] not in get_args(Resize):
         raise ValueError(f"'resize' is {manifest['resize']!r}, not one of {get_args(Resize)}")
-    threshold = manifest.get("uncertainty", {"threshold": 0.0})["threshold"]
-    if not isinstance(threshold, int | float) or not 0 <= threshold <= 1:
-        raise TypeError("the 'threshold' of 'uncertainty' must be a number from 0 to 1")
+    uncertainty = manifest.get("uncertainty", {"threshold": 0.0})
+    threshold = uncertainty["threshold"]
+    if not isinstance(threshold, int | float) or not isfinite(threshold):
+        raise TypeError("the 'threshold' of 'uncertainty' must be a number")
+    if uncertainty.get("score", "probability") == "probability" and not 0 <= threshold <= 1:
+        raise ValueError("the 'threshold' of a probability must be from 0 to 1")
     if not manifest["files"]:
         raise ValueError("'files' names none")
     for engine, entry in manifest["files"].items():

@@ -1,16 +1,23 @@
-"""Run a bundle's network: a function from images to probabilities, safe to call from threads."""
+"""Run a bundle's network: a function from images to answers, safe to call from threads."""
 
 import importlib
 import queue
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from rest_api.bundle import Bundle, BundleError, Engine
 
-# (N, side, side, 3) uint8 → (N, classes) float32 that sum to 1 in each row
-Predict = Callable[[np.ndarray], np.ndarray]
+
+class Answers(NamedTuple):
+    """What a network says of N images."""
+
+    probabilities: np.ndarray  # (N, classes) float32 that sum to 1 in each row
+    scores: np.ndarray  # (N,) float32, what the bundle's threshold is for: the larger, the surer
+
+
+Predict = Callable[[np.ndarray], Answers]  # of (N, side, side, 3) uint8
 
 
 def load_engine(bundle: Bundle, engine: Engine = "litert", threads: int = 1) -> Predict:
@@ -21,13 +28,21 @@ def load_engine(bundle: Bundle, engine: Engine = "litert", threads: int = 1) -> 
     """
     content = bundle.file(engine)
     predict = _keras(content, bundle) if engine == "keras" else _litert(content, bundle, threads)
-    probabilities = predict(np.zeros((1, bundle.input_size, bundle.input_size, 3), np.uint8))
+    side = bundle.input_size
+    probabilities, _ = predict(np.zeros((1, side, side, 3), np.uint8))
     if probabilities.shape != (1, len(bundle.labels)):
         raise BundleError(
             f"{bundle.path}: the network returns {probabilities.shape[-1]} classes, "
             f"model.json names {len(bundle.labels)}."
         )
     return predict
+
+
+def answers(outputs: Sequence[np.ndarray]) -> Answers:
+    """Tell a network's outputs apart by their rank; without scores, the best probability is one."""
+    (probabilities,) = (each for each in outputs if each.ndim == 2)
+    scores = [each for each in outputs if each.ndim == 1]
+    return Answers(probabilities, scores[0] if scores else probabilities.max(-1))
 
 
 def _litert(content: bytes, bundle: Bundle, threads: int) -> Predict:
@@ -47,9 +62,9 @@ def _litert(content: bytes, bundle: Bundle, threads: int) -> Predict:
     for interpreter in interpreters:
         idle.put(interpreter)
     (input_index,) = (tensor["index"] for tensor in interpreters[0].get_input_details())
-    (output_index,) = (tensor["index"] for tensor in interpreters[0].get_output_details())
+    output_indices = [tensor["index"] for tensor in interpreters[0].get_output_details()]
 
-    def predict(images: np.ndarray) -> np.ndarray:
+    def predict(images: np.ndarray) -> Answers:
         interpreter = idle.get()
         try:
             if tuple(interpreter.get_input_details()[0]["shape"]) != images.shape:
@@ -57,7 +72,7 @@ def _litert(content: bytes, bundle: Bundle, threads: int) -> Predict:
                 interpreter.allocate_tensors()
             interpreter.set_tensor(input_index, images.astype(np.float32))
             interpreter.invoke()
-            return interpreter.get_tensor(output_index)
+            return answers([interpreter.get_tensor(index) for index in output_indices])
         finally:
             idle.put(interpreter)
 
@@ -77,7 +92,7 @@ def _keras(content: bytes, bundle: Bundle) -> Predict:
     # A fixed signature: traced once, whatever the number of images. model.predict would add
     # tens of milliseconds to each call.
     @tf.function(input_signature=[tf.TensorSpec((None, side, side, 3), tf.float32)])
-    def probabilities(images):
-        return network(images, training=False)
+    def outputs(images):
+        return keras.tree.flatten(network(images, training=False))
 
-    return lambda images: probabilities(images.astype(np.float32)).numpy()
+    return lambda images: answers([each.numpy() for each in outputs(images.astype(np.float32))])

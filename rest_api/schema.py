@@ -9,9 +9,7 @@ from spectree import SpecTree
 from spectree.model_adapter import get_msgspec_model_adapter
 
 Probability = Annotated[float, Meta(ge=0, le=1)]
-Uncertain = Annotated[
-    bool, Meta(description="whether the best probability is below the model's threshold")
-]
+Uncertain = Annotated[bool, Meta(description="whether the score is below the model's threshold")]
 
 
 @dataclass
@@ -67,7 +65,8 @@ class ServedModel:
     default: bool
     labels: list[str]
     input_size: Annotated[int, Meta(description="side in pixels of the square that it sees")]
-    threshold: Annotated[Probability, Meta(description="answers below it are uncertain")]
+    score: Annotated[str, Meta(description='"probability", or what the network adds to it')]
+    threshold: Annotated[float, Meta(description="answers whose score is below it are uncertain")]
     accuracy: Annotated[dict[str, Any], Meta(description="as model.json states it")]
 
 

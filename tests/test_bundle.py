@@ -60,6 +60,8 @@ def test_manifest_that_is_no_json_is_refused(bundle):
         ({"input_size": "32"}, "'input_size' must be a positive whole number"),
         ({"name": ""}, "'name' must be a non-empty string"),
         ({"files": {}}, "'files' names none"),
+        ({"uncertainty": {"threshold": 2}}, "must be from 0 to 1"),
+        ({"uncertainty": {"score": "energy", "threshold": "low"}}, "must be a number"),
         ({"files": {"onnx": {"name": "a", "sha256": ""}}}, "unknown engine 'onnx'"),
         ({"files": {"litert": {"name": "../a", "sha256": ""}}}, "in the bundle's own folder"),
         ({"files": {"litert": {"name": "a"}}}, "'sha256' is missing"),

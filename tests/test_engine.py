@@ -17,33 +17,34 @@ def images():
 
 
 def test_rows_are_probabilities(images):
-    probabilities = load_engine(load_bundle(DEFAULT_MODEL))(images)
+    probabilities, scores = load_engine(load_bundle(DEFAULT_MODEL))(images)
     assert probabilities.shape == (40, 10)
     assert probabilities.dtype == np.float32
     assert (probabilities >= 0).all()
     np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-5)
+    np.testing.assert_array_equal(scores, probabilities.max(1))
 
 
 def test_keras_and_litert_agree(images):
     bundle = load_bundle(DEFAULT_MODEL)
-    litert, keras = load_engine(bundle, "litert")(images), load_engine(bundle, "keras")(images)
+    litert, keras = (load_engine(bundle, e)(images).probabilities for e in ("litert", "keras"))
     assert abs(litert - keras).mean() < 0.01
     assert (litert.argmax(1) == keras.argmax(1)).mean() >= 0.9
 
 
 def test_answers_do_not_depend_on_the_batch(images):
     predict = load_engine(load_bundle(DEFAULT_MODEL))
-    one_by_one = np.concatenate([predict(image[None]) for image in images])
-    np.testing.assert_allclose(predict(images), one_by_one, atol=1e-4)
+    one_by_one = np.concatenate([predict(image[None]).probabilities for image in images])
+    np.testing.assert_allclose(predict(images).probabilities, one_by_one, atol=1e-4)
 
 
 def test_many_threads_get_the_answers_of_one(images):
     predict = load_engine(load_bundle(DEFAULT_MODEL), threads=4)
-    expected = [predict(image[None]) for image in images]
+    expected = [predict(image[None]).probabilities for image in images]
     with ThreadPoolExecutor(16) as pool:
         answers = list(pool.map(lambda i: predict(images[i % 40][None]), range(400)))
     for i, answer in enumerate(answers):
-        np.testing.assert_array_equal(answer, expected[i % 40])
+        np.testing.assert_array_equal(answer.probabilities, expected[i % 40])
 
 
 def test_one_interpreter_is_made_for_each_thread(monkeypatch):

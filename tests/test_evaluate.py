@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from rest_api.bundle import load_bundle
+from rest_api.engine import Answers
 from rest_api.settings import DEFAULT_MODEL
 from tests.conftest import ROOT
 from training.data import load_cifar10
@@ -19,9 +20,10 @@ def test_figures_of_a_classifier_that_sees_brightness():
     )
     labels = np.array([0, 1, 1, 1])
 
-    def predict(batch: np.ndarray) -> np.ndarray:
+    def predict(batch: np.ndarray) -> Answers:
         bright = batch.mean((1, 2, 3)) > 128
-        return np.where(bright[:, None], [0.2, 0.8], [0.8, 0.2]).astype(np.float32)
+        probabilities = np.where(bright[:, None], [0.2, 0.8], [0.8, 0.2]).astype(np.float32)
+        return Answers(probabilities, probabilities.max(1))
 
     figures = evaluate(predict, images, labels, ("dark", "bright"))
     assert figures["accuracy"] == figures["accuracy_tta"] == 0.75
@@ -69,6 +71,6 @@ def test_shipped_bundle_has_the_accuracy_that_it_states(real_cifar):
     bundle = load_bundle(DEFAULT_MODEL)
     predict = load_engine(bundle)
     _, (images, labels) = load_cifar10(real_cifar)
-    right = [predict(images[i : i + 500]).argmax(1) for i in range(0, 10_000, 500)]
+    right = [predict(images[i : i + 500]).probabilities.argmax(1) for i in range(0, 10_000, 500)]
     measured = (np.concatenate(right) == labels).mean()
     assert measured == pytest.approx(bundle.manifest["accuracy"]["litert"], abs=2e-4)

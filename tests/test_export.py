@@ -50,20 +50,20 @@ def bundle(network, data, tmp_path_factory):
 def test_bundle_holds_every_format_and_loads(bundle, data):
     assert set(bundle.manifest["files"]) == {"litert", "litert-float32", "keras"}
     for engine in bundle.manifest["files"]:
-        assert load_engine(bundle, engine)(data[0][:3]).shape == (3, 10)
+        assert load_engine(bundle, engine)(data[0][:3]).probabilities.shape == (3, 10)
 
 
 def test_formats_return_probabilities_with_the_temperature(bundle, network, data):
     logits = np.asarray(network(data[0]))
     expected = metrics.softmax(logits / 0.5)
     for engine, tolerance in (("keras", 0.05), ("litert-float32", 0.05), ("litert", 0.1)):
-        answers = load_engine(bundle, engine)(data[0])
-        assert abs(answers - expected).max() < tolerance  # the expected ones are bfloat16
+        probabilities = load_engine(bundle, engine)(data[0]).probabilities
+        assert abs(probabilities - expected).max() < tolerance  # the expected ones are bfloat16
 
 
 def test_float32_litert_equals_keras(bundle, data):
     litert, keras_ = (load_engine(bundle, e)(data[0]) for e in ("litert-float32", "keras"))
-    np.testing.assert_allclose(litert, keras_, atol=1e-4)
+    np.testing.assert_allclose(litert.probabilities, keras_.probabilities, atol=1e-4)
 
 
 def test_keras_file_needs_no_code_of_ours(bundle):

@@ -54,9 +54,10 @@ def evaluate(
 
 
 def in_batches(predict: Predict, images: np.ndarray, size: int = 500) -> np.ndarray:
+    """Probabilities (N, classes)."""
     starts = range(0, len(images), size)
-    batches = [predict(images[i : i + size]) for i in tqdm(starts, leave=False, unit="batch")]
-    return np.concatenate(batches)
+    bar = tqdm(starts, leave=False, unit="batch")
+    return np.concatenate([predict(images[i : i + size]).probabilities for i in bar])
 
 
 def report(figures: dict[str, Any]) -> str:

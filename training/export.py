@@ -89,7 +89,7 @@ def compare_formats(
     for engine in FILENAMES:
         run = load_engine(bundle, engine)
         answers[engine] = np.concatenate(
-            [run(images[start : start + 500]) for start in range(0, len(images), 500)]
+            [run(images[start : start + 500]).probabilities for start in range(0, len(images), 500)]
         )
     difference = float(abs(answers["litert-float32"] - answers["keras"]).max())
     if not difference <= MAX_DIFFERENCE:

@@ -85,11 +85,17 @@ async function classify(card) {
   }
 }
 
-function draw(card, { predictions, uncertain }) {
+function doubt(name, guess) {
+  const { score, labels } = models.find((model) => model.name === name) ?? {};
+  if (!score || score === "probability") return `Not sure. Perhaps ${guess}`;
+  return labels.length === 2 ? "Neither of these" : "None of these";
+}
+
+function draw(card, { predictions, uncertain, model }) {
   const verdict = card.querySelector(".verdict");
   const best = predictions[0];
   verdict.classList.toggle("unsure", uncertain);
-  verdict.textContent = uncertain ? `Not sure. Perhaps ${best.label}` : best.label;
+  verdict.textContent = uncertain ? doubt(model.name, best.label) : best.label;
   for (const { label, probability } of predictions) {
     const bar = fromTemplate("bar");
     bar.querySelector(".label").textContent = label;

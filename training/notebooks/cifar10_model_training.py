@@ -39,6 +39,7 @@ from rest_api.engine import load_engine
 from rest_api.settings import Settings
 from training import metrics, plots, records, train
 from training.data import LABELS, load_cifar10
+from training.evaluate import in_batches
 from training.export import export_run
 from training.recipes import classic, fast94
 
@@ -113,7 +114,7 @@ bundles = {
     "fast94": load_bundle("rest_api/assets/cifar10"),
 }
 probabilities = {
-    name: np.concatenate([predict(batch) for batch in np.array_split(images, 20)])
+    name: in_batches(predict, images)
     for name, predict in ((name, load_engine(bundle)) for name, bundle in bundles.items())
 }
 per_class = pd.DataFrame(
