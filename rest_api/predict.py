@@ -1,0 +1,201 @@
+"""Classify images without a server: `python -m rest_api.predict photo.jpg folder/`.
+
+Folders are searched to their depths, `-` is an image on standard input. All cores work; memory
+stays the same however many images there are. With --output, the same command after an
+interruption goes on where it was.
+"""
+
+import argparse
+import csv
+import io
+import json
+import os
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from tqdm import tqdm
+
+from rest_api.bundle import FILENAMES, Bundle, BundleError, load_bundle
+from rest_api.engine import Predict, load_engine
+from rest_api.errors import RequestError
+from rest_api.images import decode, fit
+from rest_api.settings import DEFAULT_MODEL
+
+MANY = 20  # files from which on there is a progress bar
+STDIN = "-"
+
+
+@dataclass(frozen=True)
+class Classified:
+    """The answer for one file."""
+
+    file: str
+    uncertain: bool
+    predictions: list[tuple[str, float]]  # label and probability, best first
+
+
+def classify(file: str, bundle: Bundle, predict: Predict, top: int) -> Classified:
+    """Read and classify one file. Raises RequestError and OSError."""
+    data = sys.stdin.buffer.read() if file == STDIN else Path(file).read_bytes()
+    pixels = fit(decode(data, bundle.input_size), bundle.input_size, bundle.resize)
+    (probabilities,), (score,) = predict(pixels[None])
+    best = probabilities.argsort()[::-1][:top]
+    predictions = [(bundle.labels[i], float(probabilities[i])) for i in best]
+    return Classified(file, bool(score < bundle.threshold), predictions)
+
+
+def classify_all(
+    files: Iterable[str], bundle: Bundle, predict: Predict, top: int, threads: int
+) -> Iterator[tuple[str, Classified | Exception]]:
+    """Each file with its answer, or with what went wrong, in their order."""
+
+    def attempt(file: str) -> tuple[str, Classified | Exception]:
+        try:
+            return file, classify(file, bundle, predict, top)
+        except (RequestError, OSError) as error:
+            return file, error
+
+    with ThreadPoolExecutor(threads) as pool:
+        ahead = deque()  # a few files only, so that memory does not grow with their number
+        for file in files:
+            ahead.append(pool.submit(attempt, file))
+            if len(ahead) > 4 * threads:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+
+
+def files_of(paths: Sequence[str]) -> Iterator[str]:
+    """The files that the paths stand for: of a folder, all below it but hidden ones."""
+    for path in paths:
+        if path == STDIN or not Path(path).is_dir():
+            yield path
+            continue
+        for folder, folders, names in os.walk(path):
+            folders[:] = sorted(name for name in folders if name[0] != ".")
+            yield from (str(Path(folder, name)) for name in sorted(names) if name[0] != ".")
+
+
+def as_table(answer: Classified) -> str:
+    guesses = "  ".join(f"{label} {share:.1%}" for label, share in answer.predictions)
+    return f"{answer.file}  {'uncertain: ' if answer.uncertain else ''}{guesses}"
+
+
+def as_json(answer: Classified) -> str:
+    predictions = [
+        {"label": label, "probability": round(share, 6)} for label, share in answer.predictions
+    ]
+    return json.dumps(
+        {"file": answer.file, "uncertain": answer.uncertain, "predictions": predictions}
+    )
+
+
+def as_csv(answer: Classified) -> str:
+    guesses = [cell for label, share in answer.predictions for cell in (label, f"{share:.6f}")]
+    return csv_line([answer.file, str(answer.uncertain).lower(), *guesses])
+
+
+def csv_line(cells: Sequence[str]) -> str:
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow(cells)
+    return line.getvalue()
+
+
+def csv_header(top: int) -> str:
+    guesses = [f"{name}_{i}" for i in range(1, top + 1) for name in ("label", "probability")]
+    return csv_line(["file", "uncertain", *guesses])
+
+
+FORMATS: dict[str, Callable[[Classified], str]] = {
+    "table": as_table,
+    "json": as_json,
+    "csv": as_csv,
+}
+
+
+def already_in(output: Path, form: str, top: int) -> set[str]:
+    """The files that an earlier run has answered; cuts off a line that it did not finish.
+
+    Raises ValueError if it was another kind of run.
+    """
+    if not output.exists():
+        return set()
+    with output.open("rb+") as file:
+        whole, end, rest = file.read().rpartition(b"\n")
+        if rest and not end:
+            raise ValueError("it holds no whole line")
+        lines = io.StringIO(whole.decode())
+        if form == "json":
+            done = {json.loads(line)["file"] for line in lines}
+        else:
+            header = lines.readline().rstrip("\n")
+            if header not in ("", csv_header(top)):
+                raise ValueError(f"its columns are not {csv_header(top)}")
+            done = {row[0] for row in csv.reader(lines)}
+        file.truncate(len(whole + end))
+    return done
+
+
+def write_answers(
+    answers: Iterable[tuple[str, Classified | Exception]], out: TextIO, form: str
+) -> list[str]:
+    """Write a line for each answer; returns a line for each file that has none."""
+    failures = []
+    for file, answer in answers:
+        if isinstance(answer, Exception):
+            failures.append(f"{file}: {getattr(answer, 'strerror', None) or answer}")
+        else:
+            out.write(FORMATS[form](answer) + "\n")
+            out.flush()
+    return failures
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Classify images without a server.")
+    add = parser.add_argument
+    add("paths", nargs="+", metavar="PATH", help="files, folders, or - for standard input")
+    add("--model", type=Path, default=DEFAULT_MODEL, help="a model bundle (%(default)s)")
+    add("--engine", choices=list(FILENAMES), default="litert", help="what runs it (%(default)s)")
+    add("--top", type=int, default=3, help="classes to name, the best first (%(default)s)")
+    add("--format", choices=list(FORMATS), default="table", help="of the answers (%(default)s)")
+    add("--output", type=Path, help="file for csv or json, continued where it ends")
+    args = parser.parse_args()
+    if args.top < 1:
+        parser.error(f"--top must be 1 or more, not {args.top}")
+    if args.output and args.format == "table":
+        parser.error("--output needs --format csv or --format json")
+    return args
+
+
+def main() -> None:
+    args = parse_arguments()
+    threads = os.cpu_count() or 1
+    try:
+        bundle = load_bundle(args.model)
+        predict = load_engine(bundle, args.engine, threads)
+        top = min(args.top, len(bundle.labels))
+        done = already_in(args.output, args.format, top) if args.output else set()
+    except BundleError as error:
+        sys.exit(f"error: {error}")
+    except (ValueError, KeyError) as error:
+        sys.exit(f"error: {args.output} cannot be continued: {error}. Name another --output.")
+    number = sum(1 for file in files_of(args.paths) if file not in done)
+    waiting = (file for file in files_of(args.paths) if file not in done)
+    answers = classify_all(waiting, bundle, predict, top, threads)
+    answers = tqdm(answers, total=number, unit="img", disable=number < MANY)
+    with args.output.open("a", encoding="utf-8") if args.output else nullcontext(sys.stdout) as out:
+        if args.format == "csv" and not (args.output and out.tell()):
+            out.write(csv_header(top) + "\n")
+        failures = write_answers(answers, out, args.format)
+    if failures:
+        sys.exit("\n".join([f"{len(failures)} of {number} files could not be read:", *failures]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""Prediction without a server."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from rest_api.predict import classify_all, files_of
+from tests.conftest import FROG, ROOT, encode, post
+
+
+def run(*arguments: str | Path, stdin: bytes | None = None) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "rest_api.predict", *map(str, arguments)],
+        cwd=ROOT,
+        input=stdin,
+        capture_output=True,
+    )
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three images at different depths, a text file and a hidden one."""
+    (tmp_path / "photos" / "deep").mkdir(parents=True)
+    photos = tmp_path / "photos"
+    (photos / "a.jpg").write_bytes(FROG.read_bytes())
+    (photos / "deep" / "b.png").write_bytes(encode(Image.new("RGB", (40, 30), "blue")))
+    (photos / "deep" / "c.jpg").write_bytes(FROG.read_bytes())
+    (photos / "notes.txt").write_text("not an image")
+    (photos / ".hidden").write_text("nor this")
+    return photos
+
+
+def test_answers_are_those_of_the_server(client):
+    answer = post(client, FROG.read_bytes(), "?top=2").get_json()
+    line = json.loads(run(FROG, "--format", "json", "--top", "2").stdout)
+    assert line["predictions"] == answer["predictions"]
+    assert line["uncertain"] == answer["uncertain"]
+
+
+def test_folders_are_searched_and_unreadable_files_reported_at_the_end(folder):
+    done = run(folder, folder / "absent.jpg", "--format", "csv", "--top", "1")
+    rows = list(csv.DictReader(io.StringIO(done.stdout.decode())))
+    assert [Path(row["file"]).name for row in rows] == ["a.jpg", "b.png", "c.jpg"]
+    assert rows[0]["label_1"] == "frog"
+    assert float(rows[0]["probability_1"]) > 0.9
+    assert done.returncode == 1
+    complaints = done.stderr.decode().splitlines()[-3:]
+    assert complaints[0] == "2 of 5 files could not be read:"
+    assert "notes.txt: This is not an image" in complaints[1]
+    assert "absent.jpg: No such file" in complaints[2]
+
+
+def test_standard_input_is_read():
+    done = run("-", "--top", "1", stdin=FROG.read_bytes())
+    assert done.stdout.decode().startswith("-  frog 9")
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize("form", ["csv", "json"])
+def test_interrupted_run_goes_on_after_its_last_whole_line(folder, tmp_path, form):
+    (folder / "notes.txt").unlink()
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    assert run(folder, "--format", form, "--output", whole).returncode == 0
+    lines = whole.read_bytes()
+    part.write_bytes(lines[: lines.rfind(b"frog") - 3])  # within the last line
+    assert run(folder, "--format", form, "--output", part).returncode == 0
+    assert part.read_bytes() == lines
+    assert run(folder, "--format", form, "--output", part).returncode == 0
+    assert part.read_bytes() == lines
+
+
+@pytest.mark.parametrize("form", ["csv", "json"])
+@pytest.mark.parametrize("content", ["something,else\n1,2\nand", "a letter to my aunt"])
+def test_output_of_another_kind_is_refused_and_kept(folder, tmp_path, form, content):
+    output = tmp_path / "out"
+    output.write_text(content)
+    done = run(folder, "--format", form, "--output", output)
+    assert done.returncode == 1
+    assert "cannot be continued" in done.stderr.decode()
+    assert output.read_text() == content
+
+
+def test_only_a_few_files_are_read_ahead():
+    begun = []
+
+    def files():
+        for number in range(1000):
+            begun.append(number)
+            yield "absent"
+
+    answers = classify_all(files(), bundle=None, predict=None, top=1, threads=2)
+    for _ in range(10):
+        next(answers)
+    assert len(begun) <= 10 + 4 * 2
+
+
+def test_files_come_in_the_order_of_their_names(folder):
+    names = [Path(file).name for file in files_of([str(folder), "-", "x"])]
+    assert names == ["a.jpg", "notes.txt", "b.png", "c.jpg", "-", "x"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("--top", "0"), "--top must be 1 or more"),
+        (("--output", "x"), "--output needs --format"),
+        (("--model", "absent"), "is not a model bundle"),
+    ],
+)
+def test_wrong_arguments_are_refused_by_name(arguments, complaint):
+    done = run(FROG, *arguments)
+    assert done.returncode != 0
+    assert complaint in done.stderr.decode()
+    assert "Traceback" not in done.stderr.decode()
