@@ -31,7 +31,7 @@ def main() -> None:
     predict, side = load_engine(bundle), bundle.input_size
 
     _, (images, labels) = load_cifar10(args.data)
-    probabilities = in_batches(predict, images)
+    probabilities, _ = in_batches(predict, images)
     print("| answered | threshold | accuracy |\n|---:|---:|---:|")
     thresholds = [metrics.threshold_of(probabilities, share) for share in COVERAGES]
     for threshold in sorted([*thresholds, bundle.threshold]):
@@ -43,7 +43,7 @@ def main() -> None:
     for folder in args.photos:
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         squares = [fit(decode(f.read_bytes(), side), side, bundle.resize) for f in files]
-        best = in_batches(predict, np.stack(squares)).max(1)
+        best = in_batches(predict, np.stack(squares)).scores
         flagged, sure = (best < bundle.threshold).mean(), (best > 0.9).mean()
         print(f"| {folder.name} | {len(files)} | {flagged:.1%} | {sure:.1%} |")
 

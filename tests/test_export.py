@@ -43,7 +43,7 @@ def network(data):
 @pytest.fixture(scope="module")
 def bundle(network, data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("export") / "bundle"
-    export.export(network, 0.5, folder, DESCRIPTION, *data, loss_allowed=1)
+    export.export(export.deployable(network, 0.5), folder, DESCRIPTION, *data, loss_allowed=1)
     return load_bundle(folder)
 
 
@@ -85,13 +85,19 @@ def test_litert_files_use_builtin_operations_alone(bundle):
 def test_formats_that_disagree_write_nothing(network, data, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "MAX_DIFFERENCE", -1)
     with pytest.raises(export.ExportError, match="Float32 LiteRT differs from Keras"):
-        export.export(network, 1.0, tmp_path / "bundle", DESCRIPTION, *data)
+        export.export(export.deployable(network, 1.0), tmp_path / "bundle", DESCRIPTION, *data)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_loss_of_accuracy_by_eight_bits_writes_nothing(network, data, tmp_path):
     with pytest.raises(export.ExportError, match="8-bit LiteRT is right on"):
-        export.export(network, 1.0, tmp_path / "bundle", DESCRIPTION, *data, loss_allowed=-1)
+        export.export(
+            export.deployable(network, 1.0),
+            tmp_path / "bundle",
+            DESCRIPTION,
+            *data,
+            loss_allowed=-1,
+        )
     assert list(tmp_path.iterdir()) == []
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from rest_api.bundle import FILENAMES, BundleError, load_bundle
-from rest_api.engine import Predict, load_engine
+from rest_api.engine import Answers, Predict, load_engine
 from training import metrics, plots
 from training.data import DataError, load_cifar10
 from training.files import replacing
@@ -32,10 +32,10 @@ def evaluate(
 
     Answers less probable than `threshold` count as uncertain.
     """
-    probabilities = in_batches(predict, images)
+    probabilities, _ = in_batches(predict, images)
     # The mean of log probabilities ranks the classes as the mean of logits does.
     views = metrics.views(images)
-    averaged = sum(w * np.log(in_batches(predict, view) + 1e-12) for w, view in views)
+    averaged = sum(w * np.log(in_batches(predict, view).probabilities + 1e-12) for w, view in views)
     coverage, accuracy_of_sure = metrics.selective(probabilities, labels, threshold)
     return {
         "images": len(labels),
@@ -53,11 +53,12 @@ def evaluate(
     }
 
 
-def in_batches(predict: Predict, images: np.ndarray, size: int = 500) -> np.ndarray:
-    """Probabilities (N, classes)."""
+def in_batches(predict: Predict, images: np.ndarray, size: int = 500) -> Answers:
+    """The answers to any number of images (N, H, W, 3)."""
     starts = range(0, len(images), size)
     bar = tqdm(starts, leave=False, unit="batch")
-    return np.concatenate([predict(images[i : i + size]).probabilities for i in bar])
+    answers = [predict(images[i : i + size]) for i in bar]
+    return Answers(*(np.concatenate(each) for each in zip(*answers, strict=True)))
 
 
 def report(figures: dict[str, Any]) -> str:

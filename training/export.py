@@ -30,10 +30,11 @@ from rest_api.engine import load_engine
 from training import metrics
 from training.data import LABELS, DataError, load_cifar10, split_validation
 from training.files import replacing_folder
+from training.evaluate import in_batches
 from training.networks import BatchNorm
 from training.train import RunError, load_network, predict
 
-MAX_DIFFERENCE = 1e-4  # of a probability, float32 LiteRT against Keras
+MAX_DIFFERENCE = 1e-4  # float32 LiteRT against Keras, of a probability or the largest score
 MAX_LOSS = 0.003  # of accuracy as a fraction, 8-bit LiteRT against Keras
 COVERAGE = 0.95  # of the validation images: the share of answers that count as sure
 
@@ -85,19 +86,21 @@ def compare_formats(
 ) -> dict[str, float]:
     """The accuracy of each format, through the code that serves it. Raises ExportError."""
     bundle = load_bundle(folder)
-    answers = {}
-    for engine in FILENAMES:
-        run = load_engine(bundle, engine)
-        answers[engine] = np.concatenate(
-            [run(images[start : start + 500]).probabilities for start in range(0, len(images), 500)]
-        )
-    difference = float(abs(answers["litert-float32"] - answers["keras"]).max())
-    if not difference <= MAX_DIFFERENCE:
-        raise ExportError(
-            f"Float32 LiteRT differs from Keras by {difference:.2g} in a probability, "
-            f"more than {MAX_DIFFERENCE:g}."
-        )
-    accuracy = {engine: metrics.accuracy(answers[engine], labels) for engine in FILENAMES}
+    answers = {engine: in_batches(load_engine(bundle, engine), images) for engine in FILENAMES}
+    litert, reference = answers["litert-float32"], answers["keras"]
+    spread = max(1.0, float(abs(reference.scores).max()))
+    for what, difference in (
+        ("a probability", abs(litert.probabilities - reference.probabilities).max()),
+        ("a score", abs(litert.scores - reference.scores).max() / spread),
+    ):
+        if not difference <= MAX_DIFFERENCE:
+            raise ExportError(
+                f"Float32 LiteRT differs from Keras by {difference:.2g} in {what}, "
+                f"more than {MAX_DIFFERENCE:g}."
+            )
+    accuracy = {
+        engine: metrics.accuracy(each.probabilities, labels) for engine, each in answers.items()
+    }
     if not accuracy["litert"] >= accuracy["keras"] - loss_allowed:
         raise ExportError(
             f"8-bit LiteRT is right on {accuracy['litert']:.2%}, Keras on {accuracy['keras']:.2%}: "
@@ -108,7 +111,6 @@ def compare_formats(
 
 def export(
     network: keras.Model,
-    temperature: float,
     destination: Path,
     description: dict[str, Any],
     images: np.ndarray,
@@ -119,12 +121,13 @@ def export(
 ) -> None:
     """Write a checked bundle to `destination`, replacing one that is there.
 
+    `network` is as it is served: from images, values 0..255, to probabilities (and scores).
     `description` goes into model.json. All formats are compared on `images` (N, H, W, 3) uint8
     and `labels`, then those of `engines` are kept. If they disagree, ExportError is raised and
     nothing is written.
     """
     with replacing_folder(destination) as folder:
-        write_formats(deployable(network, temperature), folder)
+        write_formats(network, folder)
         write_manifest(folder, description)
         accuracy = compare_formats(folder, images, labels, loss_allowed)
         for engine in set(FILENAMES) - set(engines):
@@ -210,7 +213,8 @@ def export_run(
         "training": {key: value for key, value in result.items() if key != "versions"},
         "versions": result["versions"],
     }
-    export(network, temperature, destination, description, *test, engines=engines)
+    served = deployable(network, temperature)
+    export(served, destination, description, *test, engines=engines)
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -114,7 +114,7 @@ bundles = {
     "fast94": load_bundle("rest_api/assets/cifar10"),
 }
 probabilities = {
-    name: in_batches(predict, images)
+    name: in_batches(predict, images).probabilities
     for name, predict in ((name, load_engine(bundle)) for name, bundle in bundles.items())
 }
 per_class = pd.DataFrame(

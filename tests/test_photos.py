@@ -1,0 +1,173 @@
+"""A folder of photos: what is found in it, what is refused, and how it is split."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import ROOT
+from training.photos import MIN_PHOTOS, Photo, PhotosError, grouped, report, split, survey
+
+
+def picture(seed: int, size: tuple[int, int] = (96, 72)) -> Image.Image:
+    """Smooth shapes that no other seed has."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two classes of 12 photos."""
+    for number, label in enumerate(("cat", "dog")):
+        (tmp_path / label).mkdir()
+        for i in range(12):
+            picture(100 * number + i).save(tmp_path / label / f"{i:02}.png")
+    return tmp_path
+
+
+def reasons(folder: Path) -> dict[str, str]:
+    return {path.name: reason for path, reason in survey(folder).skipped}
+
+
+def test_photos_are_found_to_any_depth_and_hidden_ones_are_not(folder):
+    (folder / "cat" / "more").mkdir()
+    picture(50).save(folder / "cat" / "more" / "deep.jpg")
+    (folder / "cat" / ".DS_Store").write_text("x")
+    found = survey(folder)
+    assert found.labels == ["cat", "dog"]
+    assert len(found.photos) == 25
+    assert found.skipped == []
+    photo = next(photo for photo in found.photos if photo.path.name == "deep.jpg")
+    assert (photo.label, photo.format, photo.mode, photo.size) == ("cat", "JPEG", "RGB", (96, 72))
+
+
+def test_unreadable_files_are_skipped_with_the_reason(folder):
+    whole = (folder / "cat" / "00.png").read_bytes()
+    (folder / "cat" / "truncated.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "dog" / "notes.txt").write_text("not a photo")
+    (folder / "dog" / "empty.jpg").touch()
+    found = reasons(folder)
+    assert "truncated or damaged" in found["truncated.png"]
+    assert "not an image" in found["notes.txt"]
+    assert "empty" in found["empty.jpg"]
+
+
+def test_copies_are_used_once_and_not_at_all_where_classes_differ(folder):
+    shutil.copy(folder / "cat" / "00.png", folder / "cat" / "zz.png")
+    shutil.copy(folder / "cat" / "01.png", folder / "dog" / "also.png")
+    found = reasons(folder)
+    assert found["zz.png"] == f"a copy of {folder / 'cat' / '00.png'}"
+    assert found["01.png"] == found["also.png"] == "the same file lies in cat and dog"
+    assert len(survey(folder).photos) == 24 - 1
+
+
+def test_photos_that_look_alike_stay_on_one_side_of_every_split(folder):
+    for i in range(8):
+        picture(i, (192, 144)).save(folder / "cat" / f"large{i}.jpg", quality=60)
+    photos = survey(folder).photos
+    for seed in range(5):
+        parts = split(photos, seed)
+        names = {
+            part: {photo.path.stem for photo in some if photo.label == "cat"}
+            for part, some in parts.items()
+        }
+        for i in range(8):
+            pair = {f"{i:02}", f"large{i}"}
+            assert sum(bool(pair & some) for some in names.values()) == 1
+
+
+def test_likeness_is_found_by_hashes_that_differ_in_few_bits():
+    def photo(name: str, looks: int) -> Photo:
+        return Photo(Path(name), "x", name, looks, "PNG", "RGB", (1, 1))
+
+    base = 0x0123456789ABCDEF
+    flipped = base ^ (1 << 0 | 1 << 20 | 1 << 40 | 1 << 63)  # 4 bits, in different runs
+    other = base ^ 0b11111
+    groups = [p.group for p in grouped([photo("a", base), photo("b", flipped), photo("c", other)])]
+    assert groups == ["a", "a", "c"]
+
+
+def test_what_is_used_but_odd_is_noted(folder):
+    (folder / "cat" / "00.png").rename(folder / "cat" / "wrong.jpg")
+    picture(1, (192, 144)).save(folder / "dog" / "like_a_cat.png")
+    for i in range(60):
+        picture(1000 + i).save(folder / "dog" / f"more{i}.png")
+    notes = "\n".join(survey(folder).notes)
+    assert "wrong.jpg is a PNG by its content" in notes
+    assert "look alike but lie in different classes" in notes
+    assert "like_a_cat.png" in notes
+    assert "dog has 73 photos and cat 12" in notes
+
+
+def test_photo_keeps_its_place_when_the_folder_grows_or_is_renamed(folder, tmp_path_factory):
+    def places(folder: Path) -> dict[str, str]:
+        parts = split(survey(folder).photos)
+        return {photo.digest: part for part, some in parts.items() for photo in some}
+
+    for i in range(60):
+        picture(500 + i).save(folder / "cat" / f"a{i}.png")
+        picture(700 + i).save(folder / "dog" / f"a{i}.png")
+    before = places(folder)
+    assert places(folder) == before
+    for i in range(60):
+        picture(2000 + i).save(folder / "cat" / f"new{i}.png")
+    moved = folder.rename(tmp_path_factory.mktemp("moved") / "photos")
+    after = places(moved)
+    assert len(after) == len(before) + 60
+    assert before.items() <= after.items()
+
+
+def test_every_class_has_photos_in_every_part_however_few(folder):
+    for seed in range(20):
+        for some in split(survey(folder).photos, seed).values():
+            assert {photo.label for photo in some} == {"cat", "dog"}
+
+
+def test_shares_of_a_large_class_are_those_that_are_declared():
+    photos = [
+        Photo(Path(str(i)), "x", str(i), i, "PNG", "RGB", (1, 1), group=str(i)) for i in range(4000)
+    ]
+    parts = split(photos)
+    assert len(parts["train"]) == pytest.approx(2800, abs=100)
+    assert len(parts["validation"]) == pytest.approx(600, abs=80)
+    assert {p.digest for p in parts["test"]} != {p.digest for p in split(photos, 1)["test"]}
+
+
+def test_folders_that_nothing_can_come_of_are_refused_by_name(folder):
+    with pytest.raises(PhotosError, match="absent is no folder"):
+        survey(folder / "absent")
+    with pytest.raises(PhotosError, match="two at least; it holds none"):
+        survey(folder / "cat")
+    (folder / "bird").mkdir()
+    with pytest.raises(PhotosError, match="bird is empty"):
+        survey(folder)
+    for i in range(MIN_PHOTOS - 1):
+        picture(300 + i).save(folder / "bird" / f"{i}.png")
+    (folder / "bird" / "x.txt").write_text("x")
+    with pytest.raises(PhotosError, match=r"bird holds 9 photos(.|\n)*x.txt: This is not an image"):
+        survey(folder)
+    shutil.rmtree(folder / "bird")
+    shutil.rmtree(folder / "dog")
+    with pytest.raises(PhotosError, match="it holds only 'cat'"):
+        survey(folder)
+
+
+def test_report_counts_every_class_and_lists_what_is_skipped(folder):
+    (folder / "dog" / "notes.txt").write_text("not a photo")
+    text = report(survey(folder))
+    assert [line.split()[:2] for line in text.splitlines()[1:3]] == [["cat", "12"], ["dog", "12"]]
+    assert "formats: 24 x PNG" in text
+    assert "notes.txt: This is not an image" in text
+
+
+def test_command_looks_at_a_folder(folder):
+    command = [sys.executable, "-m", "training.photos"]
+    run = subprocess.run([*command, folder], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "cat" in run.stdout
+    run = subprocess.run([*command, folder / "cat"], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 1
+    assert run.stderr.splitlines()[-1].startswith("error: ")
