@@ -16,7 +16,13 @@ from tests.conftest import FROG, ROOT, post
 from training import recipes
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-MODULES = ["training.train", "training.evaluate", "training.export", "benchmarks.overload"]
+MODULES = [
+    "rest_api.predict",
+    "training.train",
+    "training.evaluate",
+    "training.export",
+    "benchmarks.overload",
+]
 
 
 def help_of(*command: str) -> str:
@@ -30,6 +36,11 @@ def test_every_option_of_the_server_is_documented():
     options = set(re.findall(r"--[a-z-]+", help_of("rest_api/app.py"))) - {"--help"}
     assert options >= {"--host", "--port", "--model", "--workers", "--engine"}
     for option in options:
+        assert f"`{option}`" in README, f"README does not explain {option}"
+
+
+def test_every_option_of_prediction_is_documented():
+    for option in set(re.findall(r"--[a-z-]+", help_of("-m", "rest_api.predict"))) - {"--help"}:
         assert f"`{option}`" in README, f"README does not explain {option}"
 
 

@@ -70,3 +70,15 @@ def test_selective_figures_of_a_hand_made_case():
     labels = np.array([0, 1, 0])
     assert metrics.selective(probabilities, labels, 0.7) == (pytest.approx(2 / 3), 0.5)
     assert metrics.selective(probabilities, labels, 0.95) == (0.0, 1.0)
+
+
+def test_interval_of_a_share_is_wilsons():
+    # Newcombe 1998, table I: 81 of 263, and 0 of 20
+    assert metrics.interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
+    assert metrics.interval(0, 20) == pytest.approx((0, 0.1611), abs=1e-4)
+
+
+def test_auroc_counts_pairs_in_the_right_order():
+    familiar, strange = np.array([3.0, 2.0, 1.0]), np.array([2.0, 0.0])
+    pairs = [(f > s) + 0.5 * (f == s) for f in familiar for s in strange]
+    assert metrics.auroc(familiar, strange) == pytest.approx(np.mean(pairs))

@@ -29,13 +29,14 @@ from rest_api.bundle import (
 from rest_api.engine import load_engine
 from training import metrics
 from training.data import LABELS, DataError, load_cifar10, split_validation
-from training.files import replacing_folder
 from training.evaluate import in_batches
+from training.files import replacing_folder
 from training.networks import BatchNorm
 from training.train import RunError, load_network, predict
 
 MAX_DIFFERENCE = 1e-4  # float32 LiteRT against Keras, of a probability or the largest score
 MAX_LOSS = 0.003  # of accuracy as a fraction, 8-bit LiteRT against Keras
+SAVED_MODEL = "saved_model"
 COVERAGE = 0.95  # of the validation images: the share of answers that count as sure
 
 
@@ -118,16 +119,19 @@ def export(
     *,
     engines: Sequence[Engine] = tuple(FILENAMES),
     loss_allowed: float = MAX_LOSS,
+    saved_model: bool = False,
 ) -> None:
     """Write a checked bundle to `destination`, replacing one that is there.
 
     `network` is as it is served: from images, values 0..255, to probabilities (and scores).
     `description` goes into model.json. All formats are compared on `images` (N, H, W, 3) uint8
-    and `labels`, then those of `engines` are kept. If they disagree, ExportError is raised and
-    nothing is written.
+    and `labels`, then those of `engines` are kept; with `saved_model`, a TensorFlow SavedModel
+    lies beside them. If they disagree, ExportError is raised and nothing is written.
     """
     with replacing_folder(destination) as folder:
         write_formats(network, folder)
+        if saved_model:
+            network.export(folder / SAVED_MODEL, verbose=False)
         write_manifest(folder, description)
         accuracy = compare_formats(folder, images, labels, loss_allowed)
         for engine in set(FILENAMES) - set(engines):

@@ -101,3 +101,18 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
         losses = [cross_entropy(softmax(logits / np.exp(t)), labels) for t in (left, right)]
         low, high = (low, right) if losses[0] < losses[1] else (left, high)
     return float(np.exp((low + high) / 2))
+
+
+def interval(right: int, total: int) -> tuple[float, float]:
+    """The 95 % interval of a share of which `right` of `total` were seen (Wilson 1927)."""
+    z = 1.96
+    middle = (right + z**2 / 2) / (total + z**2)
+    half = z / (total + z**2) * np.sqrt(right * (total - right) / total + z**2 / 4)
+    return float(middle - half), float(middle + half)
+
+
+def auroc(familiar: np.ndarray, strange: np.ndarray) -> float:
+    """How often a familiar image's score is above a strange one's, ties counting half."""
+    below = np.searchsorted(np.sort(strange), familiar, "left")
+    not_above = np.searchsorted(np.sort(strange), familiar, "right")
+    return float((below + not_above).mean() / (2 * len(strange)))

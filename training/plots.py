@@ -199,3 +199,17 @@ def steps(history: Sequence[dict], rates: Mapping[int, float], title: str) -> Fi
         axes.axvline(epoch, color=GREY, linestyle=":")
         axes.text(epoch + 0.4, 51, f"rate {rate:g}", rotation=90, color=GREY, va="bottom")
     return figure
+
+
+def rejection(scores: np.ndarray, right: np.ndarray) -> Figure:
+    """Accuracy of the answers that are kept, against the share of them, by falling score (N,)."""
+    kept = np.arange(1, len(scores) + 1)
+    accuracy = right[np.argsort(-scores)].cumsum() / kept
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(100 * kept / len(scores), 100 * accuracy, color=BLUE)
+    axes.axvline(95, color=GREY, linestyle=":", label="where the threshold is set")
+    low = 100 * accuracy[len(scores) // 10 :].min()
+    axes.set(xlabel="answers kept (%)", ylabel="of them right (%)", ylim=(low - 2, 101))
+    axes.legend()
+    return figure

@@ -1,0 +1,94 @@
+"""Which score tells photos of nothing that a classifier knows: `python -m benchmarks.rejection`.
+
+Takes folders of photos as training.transfer does. For each, heads are trained on three splits, and
+the photos of all the others, with those of --strangers, are what it does not know. Prints the AUROC
+of each score of training.rejection on the test photos, and how many of the strangers are accepted
+where the threshold accepts 95 % of the validation photos.
+"""
+
+import argparse
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from training import metrics
+from training.backbones import BACKBONES, load_backbone
+from training.export import COVERAGE
+from training.features import VIEWS, cache_name, features
+from training.photos import files_in, look, split, survey
+from training.rejection import SCORES, Known
+from training.transfer import fit_head
+
+SEEDS = (0, 1, 2)
+
+
+def scores_of(head: keras.Model, known: Known) -> keras.Model:
+    """A network from features to every score."""
+    inputs = keras.Input(head.input_shape[1:])
+    logits = head(inputs)
+    return keras.Model(inputs, {name: fit(known)(inputs, logits) for name, fit in SCORES.items()})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Compare scores of how familiar a photo is.")
+    parser.add_argument("photos", nargs="+", type=Path, help="folders with a folder a class")
+    parser.add_argument("--strangers", nargs="*", type=Path, default=[], help="of anything else")
+    parser.add_argument("--backbone", choices=list(BACKBONES), default="mobilenetv2")
+    parser.add_argument("--weights", help="file of ImageNet weights (Keras's download)")
+    parser.add_argument("--width", type=float, default=1.0, help="MobileNetV2's alpha")
+    args = parser.parse_args()
+
+    backbone = load_backbone(args.backbone, args.weights, width=args.width)
+    cache = Path("runs", "features", cache_name(backbone, "squash"))
+    tasks = {folder.name: survey(folder).photos for folder in args.photos}
+    strangers = {
+        folder.name: look([(path, folder.name) for path in files_in(folder)])[0]
+        for folder in args.strangers
+    }
+    seen = {
+        name: features(backbone, photos, cache, views=VIEWS if name in tasks else 1)
+        for name, photos in (tasks | strangers).items()
+    }
+    print("| classifier | not known | " + " | ".join(SCORES) + " |")
+    print("|---|---|" + "---:|" * len(SCORES))
+    for name, photos in tasks.items():
+        labels = sorted({photo.label for photo in photos})
+        numbers = np.array([labels.index(photo.label) for photo in photos])
+        row = {photo.digest: i for i, photo in enumerate(photos)}
+        rows: dict[str, dict[str, list]] = {other: {s: [] for s in SCORES} for other in seen}
+        for seed in SEEDS:
+            parts = {
+                part: [row[photo.digest] for photo in some]
+                for part, some in split(photos, seed).items()
+            }
+            train, validation, test = parts["train"], parts["validation"], parts["test"]
+            mine = seen[name]
+            head = fit_head(
+                mine[train], numbers[train], mine[validation][:, 0], numbers[validation], seed
+            )
+            network = scores_of(head, Known(mine[train][:, 0], numbers[train]))
+            checked, tested = (
+                network.predict(mine[some][:, 0], verbose=0) for some in (validation, test)
+            )
+            for other, vectors in seen.items():
+                if other == name:
+                    continue
+                strange = network.predict(vectors[:, 0], verbose=0)
+                for score in SCORES:
+                    threshold = np.quantile(checked[score], 1 - COVERAGE)
+                    accepted = (strange[score] >= threshold).mean()
+                    rows[other][score].append(
+                        (metrics.auroc(tested[score], strange[score]), accepted)
+                    )
+        for other, by_score in rows.items():
+            if other != name:
+                cells = [
+                    "{:.3f}, {:.0%}".format(*np.mean(values, axis=0))
+                    for values in by_score.values()
+                ]
+                print(f"| {name} | {other} | {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
