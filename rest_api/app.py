@@ -5,8 +5,6 @@ Granian, a production server, with one process per core.
 """
 
 import argparse
-import contextlib
-import ctypes
 import io
 import logging
 import multiprocessing
@@ -39,7 +37,6 @@ from rest_api.pages import pages
 from rest_api.settings import DEFAULT_MODEL, Settings
 
 SETTINGS = Settings()
-ARENAS = 4  # places where a process keeps freed memory
 GRACE = 30  # seconds that accepted requests have to end when the server stops
 log = logging.getLogger("rest_api")
 
@@ -98,7 +95,6 @@ def reload(app: Flask) -> None:
 
 def create_worker(settings: Settings, draining: Event) -> Door:
     """The application in a process of the server, which reloads its models on SIGHUP."""
-    share_arenas()
     logging.basicConfig(format="%(message)s", stream=sys.stdout)
     logging.getLogger("rest_api").setLevel(logging.INFO)
     app = create_app(settings, draining.is_set)
@@ -107,18 +103,6 @@ def create_worker(settings: Settings, draining: Event) -> Door:
             signal.SIGHUP, lambda *_: threading.Thread(target=reload, args=(app,)).start()
         )
     return Door(app.wsgi_app, settings.threads, settings.queue, settings.max_body)
-
-
-def share_arenas() -> None:
-    """Let the C library keep freed memory in ARENAS places, not in one for each thread.
-
-    Images are decoded on whichever thread got the request: with a place each, every thread would
-    keep the memory of its largest image. Under `python -m benchmarks.overload`, with this call and
-    without it, that is a fifth of the memory for 7 % of the speed. Only glibc has it.
-    """
-    arena_max = -8  # M_ARENA_MAX of malloc.h
-    with contextlib.suppress(AttributeError, OSError, TypeError):
-        ctypes.CDLL(None).mallopt(arena_max, ARENAS)
 
 
 def serve(settings: Settings, host: str, port: int, workers: int, drain: float) -> None:

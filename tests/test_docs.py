@@ -115,6 +115,17 @@ def test_figures_of_the_recipe_are_those_of_its_runs():
     assert f"n={len(runs)}" in table
 
 
+def test_figures_of_classic_are_those_of_its_run():
+    record = ROOT / "benchmarks" / "records" / "classic-seed0-final.json"
+    run = json.loads(record.read_text())
+    recipes.load("classic")
+    minutes = f"{run['seconds'] / 60:.1f} minutes"
+    for text in (README, sys.modules["training.recipes.classic"].__doc__):
+        assert f"{run['accuracy']:.2%}".replace("%", " %") in text
+        assert f"{run['accuracy_tta']:.2%}".replace("%", " %") in text
+        assert minutes in text
+
+
 def test_links_and_pictures_exist():
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
         assert (ROOT / target).exists(), target

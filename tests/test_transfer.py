@@ -1,0 +1,257 @@
+"""A folder of photos in, a served classifier out."""
+
+import io
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from keras import applications
+
+from rest_api.app import create_app
+from rest_api.bundle import load_bundle
+from rest_api.engine import load_engine
+from rest_api.settings import Settings
+from tests.conftest import ROOT
+from tests.test_photos import picture
+from training import transfer
+from training.backbones import BACKBONES, WeightsError, load_backbone
+from training.features import cache_name, features
+from training.photos import PhotosError, survey
+from training.rejection import SCORES, Known
+
+SIDE = 32
+
+
+def coloured(seed: int, channel: int):
+    """A picture that is mostly red, green or blue."""
+    pixels = np.asarray(picture(seed)).copy()
+    pixels[..., channel] = 255 - pixels[..., channel] // 8
+    return pixels
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    """Two classes that their colour tells apart, 40 photos each."""
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("photos")
+    for channel, label in enumerate(("red", "green")):
+        (folder / label).mkdir()
+        for i in range(40):
+            image = Image.fromarray(coloured(100 * channel + i, channel))
+            image.save(folder / label / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def result(photos, tmp_path_factory):
+    """A classifier trained on them, on a backbone of random weights."""
+    folder = tmp_path_factory.mktemp("transfer")
+    figures = transfer.transfer(
+        photos,
+        folder / "bundle",
+        weights="random",
+        width=0.35,
+        side=SIDE,
+        tune=False,
+        saved_model=True,
+        runs=folder / "runs",
+    )
+    return figures, folder
+
+
+def test_backbone_contains_its_own_preprocessing():
+    images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3)).astype(np.float32)
+    for name in ("mobilenetv2", "vgg16", "densenet121"):
+        network = load_backbone(name, "random", side=64)
+        preprocess = getattr(applications, BACKBONES[name].module).preprocess_input
+        expected = network.layers[-1](preprocess(images.copy()))
+        np.testing.assert_allclose(network(images), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_backbone_exists_in_keras(name):
+    assert hasattr(applications, BACKBONES[name].constructor)
+    assert hasattr(getattr(applications, BACKBONES[name].module), "preprocess_input")
+
+
+def test_weights_that_cannot_be_had_are_explained(tmp_path, monkeypatch):
+    def no_internet(*args, **kwargs):
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr(keras.utils, "get_file", no_internet)
+    monkeypatch.setattr(applications.mobilenet_v2, "get_file", no_internet, raising=False)
+    (tmp_path / "other.h5").write_bytes(b"not weights")
+    with pytest.raises(WeightsError, match=r"does not fit mobilenetv2.*--width"):
+        load_backbone("mobilenetv2", str(tmp_path / "other.h5"))
+    with pytest.raises(WeightsError, match="does not fit mobilenetv2"):
+        load_backbone("mobilenetv2", str(tmp_path / "absent.h5"))
+
+
+def test_features_are_computed_once_for_each_content(photos, tmp_path, monkeypatch):
+    backbone = load_backbone("mobilenetv2", "random", width=0.35, side=SIDE)
+    some = survey(photos).photos[:40]
+    cache = tmp_path / cache_name(backbone, "squash")
+    first = features(backbone, some[:30], cache, views=3)
+    assert first.shape == (30, 3, 1280)
+
+    computed = []
+    original = transfer.view_of
+    monkeypatch.setattr(
+        "training.features.view_of",
+        lambda photo, *rest: computed.append(photo) or original(photo, *rest),
+    )
+    again = features(backbone, some, cache, views=3)
+    np.testing.assert_array_equal(again[:30], first)
+    assert {photo.digest for photo in computed} == {photo.digest for photo in some[30:]}
+
+
+def test_damaged_cache_is_computed_anew(photos, tmp_path):
+    backbone = load_backbone("mobilenetv2", "random", width=0.35, side=SIDE)
+    some, cache = survey(photos).photos[:5], tmp_path / "features.npz"
+    first = features(backbone, some, cache)
+    cache.write_bytes(cache.read_bytes()[:500])
+    np.testing.assert_array_equal(features(backbone, some, cache), first)
+
+
+def test_other_weights_or_policies_have_other_caches():
+    keras.utils.set_random_seed(0)
+    one, other = (load_backbone("mobilenetv2", "random", width=0.35, side=SIDE) for _ in "ab")
+    assert cache_name(one, "squash") == cache_name(one, "squash")
+    assert (
+        len({cache_name(one, "squash"), cache_name(one, "pad"), cache_name(other, "squash")}) == 3
+    )
+
+
+def test_scores_are_those_of_numpy():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 200)
+    known = Known(rng.normal(size=(200, 8)) + 3 * np.eye(3, 8)[labels], labels)
+    inputs, logits = keras.Input((8,)), keras.Input((3,))
+    network = keras.Model(
+        [inputs, logits], {name: fit(known)(inputs, logits) for name, fit in SCORES.items()}
+    )
+    x, z = rng.normal(size=(50, 8)).astype(np.float32), rng.normal(size=(50, 3)).astype(np.float32)
+    scores = {name: np.asarray(each) for name, each in network([x, z]).items()}
+
+    exponentials = np.exp(z)
+    np.testing.assert_allclose(scores["energy"], np.log(exponentials.sum(1)), rtol=1e-4)
+    np.testing.assert_allclose(
+        scores["probability"], (exponentials / exponentials.sum(1, keepdims=True)).max(1), rtol=1e-4
+    )
+    middle = known.features.mean(0)
+    away, directions = x - middle, known.centroids - middle
+    cosines = (away @ directions.T) / np.linalg.norm(away, axis=1)[:, None]
+    cosines /= np.linalg.norm(directions, axis=1)
+    np.testing.assert_allclose(scores["cosine"], cosines.max(1), atol=1e-4)
+    covariance = np.cov(known.features - known.centroids[labels], rowvar=False)
+    even = np.eye(8) * np.trace(covariance) / 8
+    inverse = np.linalg.inv(0.9 * covariance + 0.1 * even)
+    apart = x[:, None] - known.centroids  # (50, 3, 8)
+    distances = np.einsum("ncd,de,nce->nc", apart, inverse, apart)
+    np.testing.assert_allclose(scores["mahalanobis"], -distances.min(1), rtol=2e-3)
+
+
+def test_classes_are_learnt_and_figures_told(result):
+    figures, folder = result
+    assert figures["accuracy"] > 0.8
+    assert figures["accuracy_from"] < figures["accuracy"] <= figures["accuracy_to"]
+    manifest = load_bundle(folder / "bundle").manifest
+    assert manifest["labels"] == ["green", "red"]
+    assert manifest["input_size"] == SIDE
+    assert manifest["uncertainty"]["score"] == "mahalanobis"
+    assert manifest["accuracy"]["images"] == figures["test_photos"]
+
+
+def test_bundle_is_served_with_nothing_else_to_do(result):
+    _, folder = result
+    client = create_app(Settings(models=(folder / "bundle",))).test_client()
+    image = io.BytesIO()
+    from PIL import Image
+
+    Image.fromarray(coloured(7, 0)).save(image, "PNG")
+    answer = client.post("/predict", data=image.getvalue(), content_type="image/png").get_json()
+    assert answer["predictions"][0]["label"] == "red"
+    assert client.get("/models").get_json()["models"][0]["score"] == "mahalanobis"
+
+
+def test_all_formats_and_the_saved_model_agree(result):
+    import tensorflow as tf
+
+    _, folder = result
+    bundle = load_bundle(folder / "bundle")
+    images = np.random.default_rng(0).integers(0, 256, (6, SIDE, SIDE, 3), dtype=np.uint8)
+    reference = load_engine(bundle, "keras")(images)
+    litert = load_engine(bundle, "litert-float32")(images)
+    np.testing.assert_allclose(litert.probabilities, reference.probabilities, atol=1e-4)
+    np.testing.assert_allclose(litert.scores, reference.scores, rtol=1e-3)
+    saved = tf.saved_model.load(str(bundle.path / "saved_model"))
+    probabilities, scores = saved.serve(images.astype(np.float32))
+    np.testing.assert_allclose(probabilities, reference.probabilities, atol=1e-4)
+    np.testing.assert_allclose(scores, reference.scores, rtol=1e-3)
+
+
+def test_report_is_one_page_that_needs_no_other_file(result):
+    _, folder = result
+    page = next(folder.glob("runs/*/report/report.html")).read_text()
+    assert "95 % interval" in page
+    assert not re.findall(r'(?:src|href)="(?!data:)', page)
+    assert page.count("data:image/png;base64,") >= 3
+
+
+def test_background_becomes_a_reason_to_reject(photos, tmp_path):
+    from PIL import Image
+
+    (tmp_path / "else").mkdir()
+    for i in range(40):
+        Image.fromarray(coloured(900 + i, 2)).save(tmp_path / "else" / f"{i}.png")
+    figures = transfer.transfer(
+        photos,
+        tmp_path / "bundle",
+        weights="random",
+        width=0.35,
+        side=SIDE,
+        background=tmp_path / "else",
+        tune=False,
+        runs=tmp_path / "runs",
+    )
+    manifest = load_bundle(tmp_path / "bundle").manifest
+    assert manifest["labels"] == ["green", "red"]
+    assert manifest["uncertainty"]["score"] == "above background"
+    assert figures["background_auroc"] > 0.8
+
+
+def test_fine_tuning_that_harms_is_taken_back(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(transfer, "TUNE_EPOCHS", 1)
+    monkeypatch.setattr(transfer, "TUNE_RATE", 1.0)
+    _, gathered = transfer.gather(photos, None, 0)
+    images = np.random.default_rng(0).integers(0, 256, (4, SIDE, SIDE, 3)).astype(np.float32)
+    keras.utils.set_random_seed(0)
+    backbone = load_backbone("mobilenetv2", "random", width=0.35, side=SIDE)
+    how = {"resize": "squash", "run": tmp_path, "seed": 0}
+    network, _ = transfer.train_network(gathered, backbone, tune=False, **how)
+    before = np.asarray(network(images))
+    network, history = transfer.train_network(gathered, backbone, tune=True, **how)
+    assert len(history) == 1
+    np.testing.assert_allclose(network(images), before, atol=1e-4)
+    _, again = transfer.train_network(gathered, backbone, tune=True, **how)
+    assert again == history  # a finished run is repeated, not trained again
+
+
+def test_folder_of_no_use_is_refused_in_one_line(tmp_path):
+    (tmp_path / "only").mkdir()
+    with pytest.raises(PhotosError):
+        transfer.gather(tmp_path, None, 0)
+    run = subprocess.run(
+        [sys.executable, "-m", "training.transfer", tmp_path],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 1
+    assert run.stderr.splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in run.stderr
