@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import pytest
 from keras import applications
+from PIL import Image
 
 from rest_api.app import create_app
 from rest_api.bundle import load_bundle
@@ -26,7 +27,7 @@ from training.rejection import SCORES, Known
 SIDE = 32
 
 
-def coloured(seed: int, channel: int):
+def coloured(seed: int, channel: int) -> np.ndarray:
     """A picture that is mostly red, green or blue."""
     pixels = np.asarray(picture(seed)).copy()
     pixels[..., channel] = 255 - pixels[..., channel] // 8
@@ -36,8 +37,6 @@ def coloured(seed: int, channel: int):
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory) -> Path:
     """Two classes that their colour tells apart, 40 photos each."""
-    from PIL import Image
-
     folder = tmp_path_factory.mktemp("photos")
     for channel, label in enumerate(("red", "green")):
         (folder / label).mkdir()
@@ -47,20 +46,25 @@ def photos(tmp_path_factory) -> Path:
     return folder
 
 
+def small_backbone(*_, **__) -> keras.Model:
+    """Stands for a backbone: quick, and good enough for colours."""
+    keras.utils.set_random_seed(0)
+    images, maps = keras.Input((SIDE, SIDE, 3)), keras.Input((SIDE, SIDE, 3))
+    convolved = keras.layers.Conv2D(24, 3, strides=2)(maps)
+    normed = keras.layers.BatchNormalization()(convolved)
+    inner = keras.Model(maps, keras.layers.ReLU()(normed))
+    return keras.Model(images, inner(keras.layers.Rescaling(1 / 127.5, -1)(images)), name="small")
+
+
 @pytest.fixture(scope="module")
 def result(photos, tmp_path_factory):
-    """A classifier trained on them, on a backbone of random weights."""
+    """A classifier trained on them."""
     folder = tmp_path_factory.mktemp("transfer")
-    figures = transfer.transfer(
-        photos,
-        folder / "bundle",
-        weights="random",
-        width=0.35,
-        side=SIDE,
-        tune=False,
-        saved_model=True,
-        runs=folder / "runs",
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transfer, "load_backbone", small_backbone)
+        figures = transfer.transfer(
+            photos, folder / "bundle", tune=False, saved_model=True, runs=folder / "runs"
+        )
     return figures, folder
 
 
@@ -71,6 +75,12 @@ def test_backbone_contains_its_own_preprocessing():
         preprocess = getattr(applications, BACKBONES[name].module).preprocess_input
         expected = network.layers[-1](preprocess(images.copy()))
         np.testing.assert_allclose(network(images), expected, atol=1e-5)
+
+
+def test_features_of_random_weights_do_not_vanish():
+    images = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3)).astype(np.float32)
+    maps = np.asarray(load_backbone("mobilenetv2", "random", side=64)(images))
+    assert maps.std(0).mean() > 0.01
 
 
 @pytest.mark.parametrize("name", BACKBONES)
@@ -93,11 +103,11 @@ def test_weights_that_cannot_be_had_are_explained(tmp_path, monkeypatch):
 
 
 def test_features_are_computed_once_for_each_content(photos, tmp_path, monkeypatch):
-    backbone = load_backbone("mobilenetv2", "random", width=0.35, side=SIDE)
+    backbone = small_backbone()
     some = survey(photos).photos[:40]
     cache = tmp_path / cache_name(backbone, "squash")
     first = features(backbone, some[:30], cache, views=3)
-    assert first.shape == (30, 3, 1280)
+    assert first.shape == (30, 3, 24)
 
     computed = []
     original = transfer.view_of
@@ -111,7 +121,7 @@ def test_features_are_computed_once_for_each_content(photos, tmp_path, monkeypat
 
 
 def test_damaged_cache_is_computed_anew(photos, tmp_path):
-    backbone = load_backbone("mobilenetv2", "random", width=0.35, side=SIDE)
+    backbone = small_backbone()
     some, cache = survey(photos).photos[:5], tmp_path / "features.npz"
     first = features(backbone, some, cache)
     cache.write_bytes(cache.read_bytes()[:500])
@@ -171,8 +181,6 @@ def test_bundle_is_served_with_nothing_else_to_do(result):
     _, folder = result
     client = create_app(Settings(models=(folder / "bundle",))).test_client()
     image = io.BytesIO()
-    from PIL import Image
-
     Image.fromarray(coloured(7, 0)).save(image, "PNG")
     answer = client.post("/predict", data=image.getvalue(), content_type="image/png").get_json()
     assert answer["predictions"][0]["label"] == "red"
@@ -203,18 +211,14 @@ def test_report_is_one_page_that_needs_no_other_file(result):
     assert page.count("data:image/png;base64,") >= 3
 
 
-def test_background_becomes_a_reason_to_reject(photos, tmp_path):
-    from PIL import Image
-
+def test_background_becomes_a_reason_to_reject(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(transfer, "load_backbone", small_backbone)
     (tmp_path / "else").mkdir()
     for i in range(40):
         Image.fromarray(coloured(900 + i, 2)).save(tmp_path / "else" / f"{i}.png")
     figures = transfer.transfer(
         photos,
         tmp_path / "bundle",
-        weights="random",
-        width=0.35,
-        side=SIDE,
         background=tmp_path / "else",
         tune=False,
         runs=tmp_path / "runs",
@@ -230,8 +234,7 @@ def test_fine_tuning_that_harms_is_taken_back(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(transfer, "TUNE_RATE", 1.0)
     _, gathered = transfer.gather(photos, None, 0)
     images = np.random.default_rng(0).integers(0, 256, (4, SIDE, SIDE, 3)).astype(np.float32)
-    keras.utils.set_random_seed(0)
-    backbone = load_backbone("mobilenetv2", "random", width=0.35, side=SIDE)
+    backbone = small_backbone()
     how = {"resize": "squash", "run": tmp_path, "seed": 0}
     network, _ = transfer.train_network(gathered, backbone, tune=False, **how)
     before = np.asarray(network(images))

@@ -1,5 +1,6 @@
 """Networks trained on ImageNet, from keras.applications, as extractors of features."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,7 +53,22 @@ def load_backbone(
         )
     except Exception as error:  # Keras raises a bare Exception where a download fails
         raise WeightsError(explain(name, weights, error)) from error
-    return keras.Model(images, network(preprocess(images)), name=name)
+    model = keras.Model(images, network(preprocess(images)), name=name)
+    if weights == RANDOM:
+        settle(model, network.layers)
+    return model
+
+
+def settle(model: keras.Model, layers: Sequence[keras.Layer]) -> None:
+    """Set BatchNorm's statistics to those of coloured blots; with none, random features vanish."""
+    norms = [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    blots = keras.random.uniform((16, 3, 3, 3), 0, 255)
+    model(keras.ops.image.resize(blots, model.input_shape[1:3]), training=True)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
 
 
 def explain(name: str, weights: str | Path | None, error: Exception) -> str:

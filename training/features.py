@@ -110,7 +110,7 @@ def cache_name(backbone: keras.Model, resize: Resize) -> str:
 def read_cache(path: Path) -> dict[str, np.ndarray]:
     """The features in a file; none if there is no file, or a damaged one."""
     damage = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
-    with contextlib.suppress(*damage), np.load(path) as stored:
+    with contextlib.suppress(*damage), path.open("rb") as file, np.load(file) as stored:
         return dict(zip(stored["keys"].tolist(), stored["vectors"], strict=True))
     return {}
 
