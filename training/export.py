@@ -44,6 +44,12 @@ class ExportError(Exception):
     """The exported formats disagree; nothing was written."""
 
 
+def refuse_other_folder(destination: Path) -> None:
+    """Raise ExportError where a bundle would replace something that is none."""
+    if destination.exists() and not (destination / MANIFEST).exists():
+        raise ExportError(f"{destination} exists and is no bundle. Give a folder of its own.")
+
+
 def deployable(network: keras.Model, temperature: float) -> keras.Model:
     """The network as it is served: float32, plain Keras layers, probabilities as output."""
 
@@ -197,8 +203,7 @@ def export_run(
 
     Raises RunError, DataError and ExportError; then nothing is written.
     """
-    if destination.exists() and not (destination / MANIFEST).exists():
-        raise ExportError(f"{destination} exists and is no bundle. Give a folder of its own.")
+    refuse_other_folder(destination)
     network, result = load_network(run)
     twin = run.with_name(run.name.removesuffix("-final"))  # has not seen the validation images
     unseen = network if twin == run else load_network(twin)[0]

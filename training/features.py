@@ -10,10 +10,12 @@ from pathlib import Path
 
 import keras
 import numpy as np
+from keras import ops
 from PIL import Image, ImageEnhance
 from tqdm import tqdm
 
 from rest_api.bundle import Resize
+from rest_api.engine import Answers, Predict
 from rest_api.images import decode, fit
 from training.files import replacing
 from training.photos import Photo
@@ -45,28 +47,38 @@ def random_crop(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     return ImageEnhance.Contrast(image).enhance(rng.uniform(*LIGHT))
 
 
+def pooled(backbone: keras.Model) -> keras.Model:
+    """The network from images (N, side, side, 3) to features (N, channels).
+
+    They are the mean of each map over the image, and of that the root, its sign kept: a few large
+    values would drown the others (Perronnin, Sánchez & Mensink 2010).
+    """
+    mean = keras.layers.GlobalAveragePooling2D()(backbone.output)
+    roots = ops.sign(mean) * ops.sqrt(ops.abs(mean))
+    return keras.Model(backbone.input, roots, name=backbone.name)
+
+
 def features(
-    backbone: keras.Model,
+    network: keras.Model,
     photos: Sequence[Photo],
     cache: Path,
     *,
     resize: Resize = "squash",
     views: int = 1,
 ) -> np.ndarray:
-    """The mean of the backbone's maps over the image: (N, views, channels) float32.
+    """What a network of `pooled` sees in each view of each photo: (N, views, channels) float32.
 
     `cache` is the file that keeps them: those in it are not computed again, new ones are added,
-    also when the work is interrupted. One file is for one backbone and resize policy.
+    also when the work is interrupted. One file is for one network and resize policy.
     """
     known = read_cache(cache)
     wanted = [(photo, view) for photo in photos for view in range(views)]
     missing = [each for each in wanted if key_of(*each) not in known]
-    side = backbone.input_shape[1]
-    pool = keras.Sequential([backbone, keras.layers.GlobalAveragePooling2D()])
+    side = network.input_shape[1]
     try:
         with tqdm(total=len(missing), desc="features", unit="view", disable=not missing) as bar:
             for batch, pixels in batches(missing, side, resize):
-                vectors = pool.predict_on_batch(pixels).astype(np.float16)
+                vectors = network.predict_on_batch(pixels).astype(np.float16)
                 known |= {key_of(*each): v for each, v in zip(batch, vectors, strict=True)}
                 bar.update(len(batch))
                 if bar.n % SAVE_EVERY < BATCH:
@@ -99,12 +111,12 @@ def key_of(photo: Photo, view: int) -> str:
     return f"{photo.digest}/{view}"
 
 
-def cache_name(backbone: keras.Model, resize: Resize) -> str:
+def cache_name(network: keras.Model, resize: Resize) -> str:
     """A file name that differs wherever the features would."""
-    digest = hashlib.sha256(repr((backbone.input_shape, resize, CROP, LIGHT)).encode())
-    for weight in backbone.weights:
+    digest = hashlib.sha256(repr((network.input_shape, resize, CROP, LIGHT)).encode())
+    for weight in network.weights:
         digest.update(weight.numpy().tobytes())
-    return f"{backbone.name}-{digest.hexdigest()[:12]}.npz"
+    return f"{network.name}-{digest.hexdigest()[:12]}.npz"
 
 
 def read_cache(path: Path) -> dict[str, np.ndarray]:
@@ -119,3 +131,9 @@ def write_cache(path: Path, known: dict[str, np.ndarray]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as part:
         np.savez(part, keys=np.array(list(known)), vectors=np.stack(list(known.values())))
+
+
+def answers_to(predict: Predict, photos: Sequence[Photo], side: int, resize: Resize) -> Answers:
+    """What the network says of photos, as the server would show them to it."""
+    answers = [predict(pixels) for _, pixels in batches([(p, 0) for p in photos], side, resize)]
+    return Answers(*(np.concatenate(each) for each in zip(*answers, strict=True)))

@@ -1,0 +1,133 @@
+"""Training on a few photos: a linear head on frozen features, then the backbone's last layers."""
+
+import json
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from rest_api.bundle import Resize
+from training import metrics
+from training.features import BATCH, VIEWS, view_of
+from training.files import replacing
+
+HEAD_EPOCHS = 60
+HEAD_BATCH = 256  # views
+HEAD_RATE = 3e-3
+HEAD_L2 = (0.01, 0.03, 0.1, 0.3)  # of the weights; the best on the validation photos is taken
+LABEL_SMOOTHING = 0.1
+TUNED = 0.6  # share of the backbone's layers, from its end, that fine-tuning changes
+TUNE_EPOCHS = 12
+TUNE_RATE = 3e-4
+
+
+def fit_head(
+    train: np.ndarray,
+    train_labels: np.ndarray,
+    validation: np.ndarray,
+    validation_labels: np.ndarray,
+    seed: int,
+) -> keras.Model:
+    """The linear head, features (N, D) → logits, that is best on the validation photos.
+
+    `train` is (N, views, D), `validation` (N, D), labels are (N,) integers.
+    """
+    rows, targets = train.reshape(-1, train.shape[-1]), train_labels.repeat(train.shape[1])
+    best, least = None, np.inf
+    for l2 in HEAD_L2:
+        keras.utils.set_random_seed(seed)
+        head = linear_head(rows, int(targets.max()) + 1, l2)
+        steps = HEAD_EPOCHS * -(-len(rows) // HEAD_BATCH)
+        compile_for(
+            head, keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(HEAD_RATE, steps))
+        )
+        head.fit(rows, one_hot(targets), HEAD_BATCH, HEAD_EPOCHS, verbose=0)
+        logits = head.predict_on_batch(validation)
+        # A strong penalty makes a head timid; what counts is what calibration will make of it.
+        logits /= metrics.fit_temperature(logits, validation_labels)
+        loss = metrics.cross_entropy(metrics.softmax(logits), validation_labels)
+        if loss < least:
+            best, least = head, loss
+    best.get_layer("logits").kernel.regularizer = None  # fine-tuning goes without the penalty
+    return best
+
+
+def linear_head(rows: np.ndarray, classes: int, l2: float) -> keras.Model:
+    """One dense layer on features that are standardised as these rows (N, D) ask for."""
+    scale = keras.layers.Normalization(name="standardise")
+    scale.adapt(rows)
+    penalty = keras.regularizers.L2(l2)
+    logits = keras.layers.Dense(classes, kernel_regularizer=penalty, name="logits")
+    return keras.Sequential([keras.Input(rows.shape[1:]), scale, logits], name="head")
+
+
+class Batches(keras.utils.PyDataset):
+    """Photos for training, each time in another view; or, with `view`, always in the same."""
+
+    def __init__(self, photos, labels, side: int, resize: Resize, view: int | None = None):
+        super().__init__(workers=2, max_queue_size=4)
+        self.photos, self.labels = photos, labels
+        self.side, self.resize, self.view = side, resize, view
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return -(-len(self.photos) // BATCH)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        rng = np.random.default_rng(self.epoch)
+        order = rng.permutation(len(self.photos))[index * BATCH :][:BATCH]
+        view = VIEWS + self.epoch if self.view is None else self.view
+        pixels = [view_of(self.photos[i], view, self.side, self.resize) for i in order]
+        return np.stack(pixels), self.labels[order]
+
+    def on_epoch_end(self) -> None:
+        self.epoch += 1
+
+
+def fine_tune(
+    network: keras.Model, train: Batches, validation: Batches, run: Path
+) -> list[dict[str, float]]:
+    """Go on training, the backbone's last layers too, if the validation photos gain by it.
+
+    The network ends at its best epoch, and as it was if there was none. An interrupted run is
+    continued, a finished one repeated. Returns the figures of each epoch.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    weights, record = run / "tuned.weights.h5", run / "history.json"
+    if record.exists():
+        network.load_weights(weights)
+        return json.loads(record.read_text(encoding="utf-8"))
+    layers = next(each for each in network.layers if isinstance(each, keras.Model)).layers
+    for position, layer in enumerate(layers):
+        # The statistics of BatchNorm stay ImageNet's: those of a few photos are worse.
+        norm = isinstance(layer, keras.layers.BatchNormalization)
+        layer.trainable = position >= len(layers) * (1 - TUNED) and not norm
+    compile_for(network, keras.optimizers.AdamW(TUNE_RATE))
+    before, start = network.evaluate(validation, verbose=0)[0], network.get_weights()
+    callbacks = [
+        keras.callbacks.BackupAndRestore(run / "backup"),
+        keras.callbacks.ReduceLROnPlateau(patience=1, factor=0.3),
+        keras.callbacks.EarlyStopping(patience=3, restore_best_weights=True),
+    ]
+    figures = network.fit(
+        train, epochs=TUNE_EPOCHS, validation_data=validation, callbacks=callbacks, verbose=2
+    ).history
+    if min(figures["val_loss"]) >= before:
+        network.set_weights(start)
+    history = [
+        dict(zip(("epoch", *figures), (epoch, *row), strict=True))
+        for epoch, row in enumerate(zip(*figures.values(), strict=True), 1)
+    ]
+    network.save_weights(weights)
+    with replacing(record) as part:
+        part.write_text(json.dumps(history), encoding="utf-8")
+    return history
+
+
+def compile_for(network: keras.Model, optimizer: keras.Optimizer) -> None:
+    loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=LABEL_SMOOTHING)
+    network.compile(optimizer, loss, metrics=["accuracy"], jit_compile=False)
+
+
+def one_hot(labels: np.ndarray) -> np.ndarray:
+    return np.eye(labels.max() + 1, dtype=np.float32)[labels]
