@@ -21,11 +21,15 @@ pytestmark = pytest.mark.skipif(not CHROMIUM, reason="needs Chromium: apt instal
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory) -> Iterator[str]:
-    """A server with two models, one of them never sure."""
-    bundle = tmp_path_factory.mktemp("models") / "doubter"
-    shutil.copytree(DEFAULT_MODEL, bundle)
-    rename(bundle, "doubter", uncertainty={"threshold": 1})
-    models = ("--model", str(DEFAULT_MODEL), "--model", str(bundle))
+    """A server with three models: one is never sure, to one nothing is familiar."""
+    folder = tmp_path_factory.mktemp("models")
+    for name, uncertainty in (
+        ("doubter", {"threshold": 1}),
+        ("stranger", {"score": "familiarity", "threshold": 1e6}),
+    ):
+        shutil.copytree(DEFAULT_MODEL, folder / name)
+        rename(folder / name, name, uncertainty=uncertainty)
+    models = ("--model", str(DEFAULT_MODEL), "--model", str(folder))
     with server("--workers", "1", *models) as (_, port):
         yield f"http://127.0.0.1:{port}"
 
@@ -127,6 +131,13 @@ def test_model_picker_asks_the_chosen_model_which_may_not_be_sure(page):
     page.get_by_role("button", name="Classify").click()
     expect(page.locator(".verdict")).to_have_text("Not sure. Perhaps frog")
     expect(page.locator("#curl")).to_contain_text("model=doubter")
+
+
+def test_photo_of_nothing_that_the_model_knows_is_none_of_these(page):
+    page.get_by_label("Model").select_option("stranger")
+    page.set_input_files("#files", FROG)
+    page.get_by_role("button", name="Classify").click()
+    expect(page.locator(".verdict")).to_have_text("None of these")
 
 
 def test_curl_line_is_copied_and_names_the_files(page, address):
