@@ -15,10 +15,10 @@ import numpy as np
 from training import metrics
 from training.backbones import BACKBONES, load_backbone
 from training.export import COVERAGE
-from training.features import VIEWS, cache_name, features
+from training.features import VIEWS, cache_name, features, pooled
 from training.photos import files_in, look, split, survey
 from training.rejection import SCORES, Known
-from training.transfer import fit_head
+from training.tuning import fit_head
 
 SEEDS = (0, 1, 2)
 
@@ -39,15 +39,15 @@ def main() -> None:
     parser.add_argument("--width", type=float, default=1.0, help="MobileNetV2's alpha")
     args = parser.parse_args()
 
-    backbone = load_backbone(args.backbone, args.weights, width=args.width)
-    cache = Path("runs", "features", cache_name(backbone, "squash"))
+    network = pooled(load_backbone(args.backbone, args.weights, width=args.width))
+    cache = Path("runs", "features", cache_name(network, "squash"))
     tasks = {folder.name: survey(folder).photos for folder in args.photos}
     strangers = {
         folder.name: look([(path, folder.name) for path in files_in(folder)])[0]
         for folder in args.strangers
     }
     seen = {
-        name: features(backbone, photos, cache, views=VIEWS if name in tasks else 1)
+        name: features(network, photos, cache, views=VIEWS if name in tasks else 1)
         for name, photos in (tasks | strangers).items()
     }
     print("| classifier | not known | " + " | ".join(SCORES) + " |")
@@ -67,14 +67,14 @@ def main() -> None:
             head = fit_head(
                 mine[train], numbers[train], mine[validation][:, 0], numbers[validation], seed
             )
-            network = scores_of(head, Known(mine[train][:, 0], numbers[train]))
+            scorer = scores_of(head, Known(mine[train][:, 0], numbers[train]))
             checked, tested = (
-                network.predict(mine[some][:, 0], verbose=0) for some in (validation, test)
+                scorer.predict(mine[some][:, 0], verbose=0) for some in (validation, test)
             )
             for other, vectors in seen.items():
                 if other == name:
                     continue
-                strange = network.predict(vectors[:, 0], verbose=0)
+                strange = scorer.predict(vectors[:, 0], verbose=0)
                 for score in SCORES:
                     threshold = np.quantile(checked[score], 1 - COVERAGE)
                     accepted = (strange[score] >= threshold).mean()

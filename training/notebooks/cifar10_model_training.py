@@ -56,9 +56,9 @@ classic.network().summary(line_length=76)
 
 # %% [markdown]
 # **Question**: the original took 275 epochs, 250 at a learning rate of 3e-4 and 25 at 1e-4, about
-# two hours on a V100, and ended at 90.87 %. Does it need so many? **Experiment**: start several
-# times higher and step down twice. The steps were chosen on the 5,000 validation images, with
-# this run on the other 45,000.
+# two hours on a V100, and ended at 90.87 %. Does it need so many? **Experiment**: start ten
+# times higher and step down four times; and do not rotate or shift the images of the last three
+# epochs. Both were chosen on the 5,000 validation images, with runs on the other 45,000.
 
 # %%
 twins = {
@@ -67,6 +67,12 @@ twins = {
 }
 rates = {share * classic.recipe.epochs: rate for share, rate in classic.RATES.items()}
 plots.show(plots.steps(twins["classic"].history, rates, "classic"), "classic_steps")
+
+# %% [markdown]
+# **Conclusion**: at a high rate the validation accuracy jumps about from epoch to epoch; each step
+# down calms it and lifts it at once. The last lift, of the last three epochs, comes from the
+# images: turning and shifting them by parts of a pixel blurs them, and until then the network has
+# hardly seen a sharp one. Without those epochs 60 reached 89.6 %.
 
 # %% [markdown]
 # With the recipe fixed, it was trained once more, on all 50,000 images, and only then met the
