@@ -173,9 +173,17 @@ def race(histories: Mapping[str, Sequence[dict]]) -> Figure:
         minutes = [row["seconds"] / 60 for row in history]
         percent = [row["val_accuracy"] * 100 for row in history]
         axes.plot(minutes, percent, color=colour, marker=marker, ms=4)
-        last = f"{name}\n{percent[-1]:.1f} % in {minutes[-1]:.0f} minutes"
+        best = percent[-1] == max(
+            history[-1]["val_accuracy"] * 100 for history in histories.values()
+        )
         axes.annotate(
-            last, (minutes[-1], percent[-1]), (6, 0), textcoords="offset points", color=colour
+            f"{name}: {percent[-1]:.1f} % in {minutes[-1]:.0f} minutes",
+            (minutes[-1], percent[-1]),
+            (0, 10) if best else (0, -130),
+            textcoords="offset points",
+            color=colour,
+            ha="right",
+            arrowprops=None if best else {"arrowstyle": "-", "color": colour, "alpha": 0.5},
         )
     axes.set_xscale("log")
     ticks = [1, 2, 5, 10, 20, 50, 100]
@@ -197,7 +205,9 @@ def steps(history: Sequence[dict], rates: Mapping[int, float], title: str) -> Fi
     axes.set_ylim(50, 100)
     for epoch, rate in rates.items():
         axes.axvline(epoch, color=GREY, linestyle=":")
-        axes.text(epoch + 0.4, 51, f"rate {rate:g}", rotation=90, color=GREY, va="bottom")
+        text = f"rate {rate:.5f}".rstrip("0")
+        axes.text(epoch + 0.4, 51, text, rotation=90, color=GREY, va="bottom")
+    axes.legend(loc="center right")
     return figure
 
 

@@ -98,6 +98,12 @@ pd.DataFrame(
 ).T
 
 # %% [markdown]
+# **Conclusion**: 60 epochs do what took 275: 91.44 % against the original's 90.87 %. `fast94`
+# is two points better in a third of the minutes. Test-time augmentation, the mean over six views
+# of the image, gains both of them more than half a point and costs six times the work, so what is
+# served looks once.
+
+# %% [markdown]
 # ## The fast recipe beside it
 #
 # **Question**: what does accuracy cost in minutes? Both runs of above, each image of the
@@ -106,6 +112,12 @@ pd.DataFrame(
 
 # %%
 plots.show(plots.race({name: run.history for name, run in twins.items()}), "accuracy_over_time")
+
+# %% [markdown]
+# **Conclusion**: `fast94` spends its first three epochs on images of 24 pixels and learns slowly at
+# first, by the look of the validation images, which have 32; from the fourth epoch on it is ahead.
+# It passes the final accuracy of `classic` after 14 minutes. (The computer did light other work
+# beside `classic`, which would else have taken about 45.)
 
 # %% [markdown]
 # ## What they get right, and how sure they are
@@ -137,12 +149,22 @@ plots.show(plots.confusion(matrices["fast94"], LABELS), "confusion_fast94")
 # %%
 plots.show(plots.confusion(matrices["classic"], LABELS), "confusion_classic")
 
+# %% [markdown]
+# **Conclusion**: cats and dogs are taken for each other far more often than any other two, by both
+# networks. The better network gains most where the other is worst:
+# seven points with cats, one with frogs.
+
 # %%
 answers, sure = probabilities["fast94"].argmax(1), probabilities["fast94"].max(1)
 wrong = np.flatnonzero(answers != labels)
 worst = wrong[np.argsort(-sure[wrong])][:16]
 titles = [f"{LABELS[answers[i]]} {sure[i]:.0%}\n({LABELS[labels[i]]})" for i in worst]
 plots.show(plots.pictures(images[worst], titles), "mistakes")
+
+# %% [markdown]
+# **Conclusion**: above each picture its answer, and in brackets the label. In some of them the
+# label is at fault: the second picture is a frog, whatever the data set says. The others show
+# what 32 pixels leave open: a van or an automobile, a small bird or a deer in the grass.
 
 # %% [markdown]
 # **Calibration**: when a network says 90 %, is it right nine times in ten? Temperature scaling
@@ -175,6 +197,11 @@ pd.DataFrame(
         for name, p in calibration.items()
     }
 ).T
+
+# %% [markdown]
+# **Conclusion**: `fast94` is trained on smoothed labels and sounds far less sure than it may: right
+# on nearly all of what it calls 80 %. One number mends that, from an error of 20 points to less
+# than one. `classic` was a little too sure.
 
 # %% [markdown]
 # ## To the server

@@ -1,0 +1,106 @@
+"""The notebooks run from nothing, and say what the records say."""
+
+import base64
+import hashlib
+import json
+import re
+
+import jupytext
+import nbformat
+import papermill
+import pytest
+
+from tests.conftest import ROOT
+from training.notebooks.build import NAMES
+
+RECORDS = ROOT / "benchmarks" / "records"
+
+
+@pytest.fixture(params=NAMES)
+def name(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def notebook(name) -> nbformat.NotebookNode:
+    return nbformat.read(ROOT / f"{name}.ipynb", as_version=4)
+
+
+def outputs(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    return [output for cell in notebook.cells for output in cell.get("outputs", [])]
+
+
+def text_of(notebook: nbformat.NotebookNode) -> str:
+    """Everything printed, and the plain text of every table."""
+    texts = [out.get("text") or out.get("data", {}).get("text/plain") for out in outputs(notebook)]
+    return "\n".join(text for text in texts if text)
+
+
+def record(run: str) -> dict:
+    return json.loads((RECORDS / f"{run}.json").read_text())
+
+
+def test_notebook_runs_from_nothing_on_a_few_images(name, small_cifar, tmp_path, monkeypatch):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "rest_api").symlink_to(ROOT / "rest_api")
+    for variable, value in {
+        "CIFAR10_DIR": str(small_cifar),
+        "PYTHONPATH": str(ROOT),
+        "RERUN": "1",
+        "EPOCHS": "1",
+    }.items():
+        monkeypatch.setenv(variable, value)
+    executed = papermill.execute_notebook(
+        ROOT / f"{name}.ipynb",
+        tmp_path / "executed.ipynb",
+        cwd=tmp_path,
+        kernel_name="python3",
+        progress_bar=False,
+    )
+    drawn = {path.name for path in (tmp_path / "images").iterdir()}
+    code = "\n".join(cell.source for cell in executed.cells if cell.cell_type == "code")
+    shown = set(re.findall(r'plots\.show\(.*?"(\w+)"\s*\)\n', code + "\n", re.DOTALL))
+    assert drawn == {f"{picture}.png" for picture in shown}
+
+
+def test_notebook_equals_the_script_it_is_paired_with(name, notebook):
+    script = jupytext.read(ROOT / "training" / "notebooks" / f"{name}.py")
+    assert [cell.source for cell in notebook.cells] == [cell.source for cell in script.cells]
+
+
+def test_committed_outputs_are_whole_and_free_of_noise(name, notebook):
+    counts = [cell.execution_count for cell in notebook.cells if cell.cell_type == "code"]
+    assert counts == list(range(1, len(counts) + 1)), "run the notebook from top to bottom"
+    assert not [out for out in outputs(notebook) if out.output_type == "error"]
+    assert not [out for out in outputs(notebook) if out.get("name") == "stderr"]
+    assert "widgets" not in notebook.metadata
+    content = (ROOT / f"{name}.ipynb").read_text(encoding="utf-8")
+    assert len(content) < 1_500_000
+    assert not re.search(r"/home/|/work/|/Users/|/tmp/", text_of(notebook))
+
+
+def test_every_plot_also_lies_in_images(notebook):
+    plots = [
+        out.data["image/png"] for out in outputs(notebook) if "image/png" in out.get("data", {})
+    ]
+    assert plots
+    kept = {hashlib.sha256(p.read_bytes()).digest() for p in (ROOT / "images").glob("*.png")}
+    for plot in plots:
+        assert hashlib.sha256(base64.b64decode(plot)).digest() in kept
+
+
+def row(text: str, name: str) -> list[float]:
+    """The numbers of a table's row, by its name."""
+    line = re.search(rf"^{re.escape(name)}  +([-\d. NaN]+)$", text, re.MULTILINE)
+    assert line, f"no row {name!r}"
+    return [float(value) for value in line.group(1).split()]
+
+
+def test_final_training_shows_the_recorded_figures():
+    text = text_of(nbformat.read(ROOT / "cifar10_model_training.ipynb", as_version=4))
+    for recipe in ("classic", "fast94"):
+        runs = [json.loads(p.read_text()) for p in RECORDS.glob(f"{recipe}-seed*-final.json")]
+        mean = 100 * sum(run["accuracy"] for run in runs) / len(runs)
+        figures = row(text, recipe)
+        assert figures[0] == len(runs)
+        assert figures[2] == pytest.approx(mean, abs=0.006)
