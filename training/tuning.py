@@ -19,6 +19,7 @@ LABEL_SMOOTHING = 0.1
 TUNED = 0.6  # share of the backbone's layers, from its end, that fine-tuning changes
 TUNE_EPOCHS = 12
 TUNE_RATE = 3e-4
+MIN_GAIN = 0.01  # of accuracy: what is tuned tells strangers less well, so it must be worth it
 
 
 def fit_head(
@@ -103,7 +104,8 @@ def fine_tune(
         norm = isinstance(layer, keras.layers.BatchNormalization)
         layer.trainable = position >= len(layers) * (1 - TUNED) and not norm
     compile_for(network, keras.optimizers.AdamW(TUNE_RATE))
-    before, start = network.evaluate(validation, verbose=0)[0], network.get_weights()
+    start = network.get_weights()
+    loss, accuracy = network.evaluate(validation, verbose=0)
     callbacks = [
         keras.callbacks.BackupAndRestore(run / "backup"),
         keras.callbacks.ReduceLROnPlateau(patience=1, factor=0.3),
@@ -112,7 +114,8 @@ def fine_tune(
     figures = network.fit(
         train, epochs=TUNE_EPOCHS, validation_data=validation, callbacks=callbacks, verbose=2
     ).history
-    if min(figures["val_loss"]) >= before:
+    tuned_loss, tuned_accuracy = network.evaluate(validation, verbose=0)
+    if tuned_loss >= loss or tuned_accuracy < accuracy + MIN_GAIN:
         network.set_weights(start)
     history = [
         dict(zip(("epoch", *figures), (epoch, *row), strict=True))
