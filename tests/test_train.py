@@ -86,7 +86,13 @@ def test_finished_run_is_not_trained_again(small_cifar, tmp_path):
 def test_ctrl_c_ends_cleanly(small_cifar, tmp_path):
     arguments = command("classic", small_cifar, tmp_path / "run", "--epochs", "500")
     process = subprocess.Popen(
-        arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        arguments,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # In the background of a script, which passes "ignore SIGINT" on, the test works too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while not (tmp_path / "run" / "history.csv").exists():
         assert process.poll() is None

@@ -56,13 +56,6 @@ def small_backbone(*_, **__) -> keras.Model:
     return keras.Model(images, inner(keras.layers.Rescaling(1 / 127.5, -1)(images)), name="small")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def short_training():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tuning, "HEAD_EPOCHS", 20)
-        yield
-
-
 @pytest.fixture(scope="module")
 def result(photos, tmp_path_factory):
     """A classifier trained on them."""

@@ -12,7 +12,7 @@ from training.features import BATCH, VIEWS, view_of
 from training.files import replacing
 
 HEAD_EPOCHS = 60
-HEAD_BATCH = 256  # views
+HEAD_BATCH = 64  # views
 HEAD_RATE = 3e-3
 HEAD_L2 = (0.01, 0.03, 0.1, 0.3)  # of the weights; the best on the validation photos is taken
 LABEL_SMOOTHING = 0.1
