@@ -50,7 +50,8 @@ def test_senseless_top_is_refused(client, top):
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "YCbCr"])
 def test_any_colour_mode_is_answered(client, mode):
     image = Image.new(mode, (50, 70))
-    fmt = {"CMYK": "TIFF", "YCbCr": "TIFF"}.get(mode, "PNG")
+    # Pillow 12 cannot read the YCbCr TIFF that it writes.
+    fmt = {"CMYK": "TIFF", "YCbCr": "JPEG"}.get(mode, "PNG")
     assert post(client, encode(image, fmt)).status_code == 200
 
 
