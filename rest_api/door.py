@@ -76,14 +76,14 @@ class Door:
         try:
             body, size = await read(scope, protocol, keep)
         except TimeoutError:
-            return refusal(408, "too_slow", TOO_SLOW)
+            return refusal(scope.path, 408, "too_slow", TOO_SLOW)
         finally:
             self.arriving -= held
         environ = wsgi_environ(scope, body, size)
         if scope.path != "/predict":
             return await self.call(environ, self.others)
         if crowded or not self.places:
-            return refusal(503, "overloaded", BUSY)
+            return refusal(scope.path, 503, "overloaded", BUSY)
         self.places -= 1
         try:
             return await self.call(environ, self.predictors)
@@ -96,7 +96,7 @@ class Door:
 
         def in_turn() -> Answer:
             if time.monotonic() > deadline:
-                return refusal(503, "overloaded", BUSY)
+                return refusal(environ["PATH_INFO"], 503, "overloaded", BUSY)
             return call_wsgi(self.wsgi, environ)
 
         return await asyncio.get_running_loop().run_in_executor(threads, in_turn)
@@ -143,6 +143,8 @@ def wsgi_environ(scope: Scope, body: bytes, size: int) -> dict[str, Any]:
         "wsgi.run_once": False,
     }
     for name, value in scope.headers.items():
+        if "_" in name:
+            continue  # x_forwarded_for would pass for what a proxy says in X-Forwarded-For
         key = "HTTP_" + name.upper().replace("-", "_")
         environ[key] = f"{environ[key]},{value}" if key in environ else value
     if "HTTP_CONTENT_TYPE" in environ:
@@ -167,10 +169,10 @@ def call_wsgi(wsgi: Wsgi, environ: dict[str, Any]) -> Answer:
             parts.close()
 
 
-def refusal(status: int, code: str, message: str) -> Answer:
+def refusal(path: str, status: int, code: str, message: str) -> Answer:
     """An answer that the application is not asked for."""
     observe.REJECTED.labels(code).inc()
-    observe.REQUESTS.labels("/predict", status).inc()
+    observe.REQUESTS.labels("/predict" if path == "/predict" else "none", status).inc()
     body = msgspec.json.encode(Failure(False, Problem(code, message)))
     headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
     if status == 503:

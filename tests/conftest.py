@@ -3,6 +3,8 @@
 import io
 import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +45,17 @@ def real_cifar() -> Path:
     if not directory:
         pytest.skip("needs the real CIFAR-10: set CIFAR10_DIR to its directory")
     return Path(directory)
+
+
+def error_of(module: str, *arguments: object) -> str:
+    """The one line in which `python -m module` says why it ends."""
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 1
+    assert "Traceback" not in run.stderr
+    line = run.stderr.splitlines()[-1]
+    assert line.startswith("error: ")
+    return line
 
 
 def encode(image: Image.Image, fmt: str = "PNG", **options) -> bytes:

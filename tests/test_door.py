@@ -94,6 +94,18 @@ def test_application_gets_the_whole_request():
     assert (seen["QUERY_STRING"], seen["REQUEST_METHOD"]) == ("top=3", "POST")
 
 
+def test_header_with_an_underscore_does_not_pass_for_a_proxys():
+    seen = {}
+
+    def wsgi(environ, start_response):
+        seen.update(environ)
+        return application(environ, start_response)
+
+    headers = {"content-length": "1", "x-forwarded-for": "a", "x_forwarded_for": "forged"}
+    ask(Client(b"x", headers=headers), wsgi=wsgi)
+    assert seen["HTTP_X_FORWARDED_FOR"] == "a"
+
+
 def test_body_over_the_limit_is_read_to_its_end_and_not_kept():
     for headers in ({"content-length": "120"}, {}):  # announced, and not
         client = Client(b"x" * 60, b"y" * 60, headers=headers)

@@ -223,17 +223,3 @@ def rejection(scores: np.ndarray, right: np.ndarray) -> Figure:
     axes.set(xlabel="answers kept (%)", ylabel="of them right (%)", ylim=(low - 2, 101))
     axes.legend()
     return figure
-
-
-def scatter(points: np.ndarray, numbers: np.ndarray, labels: Sequence[str]) -> Figure:
-    """Points (N, 2), each class in a colour and a shape of its own."""
-    figure = Figure(figsize=(6.4, 5), layout="constrained")
-    axes = figure.subplots()
-    colours = matplotlib.colormaps["cividis"](np.linspace(0, 1, len(labels)))
-    for number, (label, colour) in enumerate(zip(labels, colours, strict=True)):
-        mine = points[numbers == number]
-        marker = "osD^vPX*<>"[number % 10]
-        axes.scatter(*mine.T, 18, [colour], marker, label=label, alpha=0.8, lw=0)
-    axes.set(xlabel="first direction", ylabel="second direction")
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-    return figure
