@@ -2,8 +2,9 @@
 
     python -m training.photos PHOTOS      # only look
 
-A photo's place in the split depends on its own content alone (and on the seed): a re-run keeps it,
-and so does a folder that has grown. Photos that look alike stay together.
+A photo's place in the split depends on its content and the seed: a re-run keeps it, and so does a
+folder that has grown. Photos that look alike stay together; one that is added can move those that
+it looks like, and, where a class is so small that a part of it would be empty, one of the others.
 """
 
 import argparse
@@ -202,7 +203,7 @@ def notes(photos: Sequence[Photo]) -> list[str]:
 
 
 def split(photos: Sequence[Photo], seed: int = 0) -> dict[Part, list[Photo]]:
-    """Divide each class by the hash of its groups: no photo's place depends on the others.
+    """Divide each class by the hash of its groups.
 
     Where that leaves a small class without photos in a part, the group that is nearest moves there.
     """
