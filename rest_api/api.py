@@ -10,6 +10,7 @@ from spectree import Response as Responses
 from werkzeug.exceptions import HTTPException
 
 from rest_api import observe, schema
+from rest_api.engine import best_classes
 from rest_api.errors import RequestError
 from rest_api.images import decode, fit
 from rest_api.models import Served
@@ -77,12 +78,8 @@ def classify(data: bytes, served: Served, top: int) -> tuple[list[schema.Predict
         image = decode(data, bundle.input_size, settings().max_pixels)
         pixels = fit(image, bundle.input_size, bundle.resize)[None]  # (1, side, side, 3)
     with observe.stage("infer"):
-        (probabilities,), (score,) = served.predict(pixels)  # (classes,), a number
-    best = probabilities.argsort()[::-1][:top]
-    predictions = [
-        schema.Prediction(bundle.labels[i], round(float(probabilities[i]), 6)) for i in best
-    ]
-    uncertain = bool(score < bundle.threshold)
+        best, uncertain = best_classes(served.predict(pixels), bundle, top)
+    predictions = [schema.Prediction(label, round(share, 6)) for label, share in best]
     observe.PREDICTIONS.labels(bundle.name, predictions[0].label).inc()
     if uncertain:
         observe.UNCERTAIN.labels(bundle.name).inc()

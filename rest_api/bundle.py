@@ -24,6 +24,7 @@ from typing import Any, Literal, get_args
 
 MANIFEST = "model.json"
 SCHEMA = 1
+PROBABILITY = "probability"  # the score of a network that returns no other
 
 Engine = Literal["litert", "litert-float32", "keras"]
 Resize = Literal["squash", "crop", "pad"]
@@ -95,7 +96,7 @@ def load_bundle(path: str | Path) -> Bundle:
         labels=tuple(manifest["labels"]),
         input_size=manifest["input_size"],
         resize=manifest["resize"],
-        score=manifest.get("uncertainty", {}).get("score", "probability"),
+        score=manifest.get("uncertainty", {}).get("score", PROBABILITY),
         threshold=manifest.get("uncertainty", {}).get("threshold", 0.0),
         manifest=manifest,
     )
@@ -123,7 +124,7 @@ def check_manifest(manifest: Any) -> None:
     threshold = uncertainty["threshold"]
     if not isinstance(threshold, int | float) or not isfinite(threshold):
         raise TypeError("the 'threshold' of 'uncertainty' must be a number")
-    if uncertainty.get("score", "probability") == "probability" and not 0 <= threshold <= 1:
+    if uncertainty.get("score", PROBABILITY) == PROBABILITY and not 0 <= threshold <= 1:
         raise ValueError("the 'threshold' of a probability must be from 0 to 1")
     if not manifest["files"]:
         raise ValueError("'files' names none")

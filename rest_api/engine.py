@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rest_api.bundle import Bundle, BundleError, Engine
+from rest_api.bundle import MANIFEST, PROBABILITY, Bundle, BundleError, Engine
 
 
 class Answers(NamedTuple):
@@ -38,11 +38,31 @@ def load_engine(bundle: Bundle, engine: Engine = "litert", threads: int = 1) -> 
     return predict
 
 
-def answers(outputs: Sequence[np.ndarray]) -> Answers:
-    """Tell a network's outputs apart by their rank; without scores, the best probability is one."""
+def best_classes(
+    answers: Answers, bundle: Bundle, top: int
+) -> tuple[list[tuple[str, float]], bool]:
+    """The `top` most probable classes with their probabilities, and whether that is uncertain.
+
+    `answers` are those of a batch of one image.
+    """
+    (probabilities,), (score,) = answers
+    best = probabilities.argsort()[::-1][:top]
+    classes = [(bundle.labels[i], float(probabilities[i])) for i in best]
+    return classes, bool(score < bundle.threshold)
+
+
+def answers(outputs: Sequence[np.ndarray], bundle: Bundle) -> Answers:
+    """Tell a network's outputs apart by their rank. Raises BundleError if the score is missing."""
     (probabilities,) = (each for each in outputs if each.ndim == 2)
+    if bundle.score == PROBABILITY:
+        return Answers(probabilities, probabilities.max(-1))
     scores = [each for each in outputs if each.ndim == 1]
-    return Answers(probabilities, scores[0] if scores else probabilities.max(-1))
+    if not scores:
+        raise BundleError(
+            f"{bundle.path}: {MANIFEST} has a threshold for the score {bundle.score!r}, "
+            "which the network does not return."
+        )
+    return Answers(probabilities, scores[0])
 
 
 def _litert(content: bytes, bundle: Bundle, threads: int) -> Predict:
@@ -72,7 +92,8 @@ def _litert(content: bytes, bundle: Bundle, threads: int) -> Predict:
                 interpreter.allocate_tensors()
             interpreter.set_tensor(input_index, images.astype(np.float32))
             interpreter.invoke()
-            return answers([interpreter.get_tensor(index) for index in output_indices])
+            outputs = [interpreter.get_tensor(index) for index in output_indices]
+            return answers(outputs, bundle)
         finally:
             idle.put(interpreter)
 
@@ -95,4 +116,7 @@ def _keras(content: bytes, bundle: Bundle) -> Predict:
     def outputs(images):
         return keras.tree.flatten(network(images, training=False))
 
-    return lambda images: answers([each.numpy() for each in outputs(images.astype(np.float32))])
+    def predict(images: np.ndarray) -> Answers:
+        return answers([each.numpy() for each in outputs(images.astype(np.float32))], bundle)
+
+    return predict

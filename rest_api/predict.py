@@ -22,7 +22,7 @@ from typing import TextIO
 from tqdm import tqdm
 
 from rest_api.bundle import FILENAMES, Bundle, BundleError, load_bundle
-from rest_api.engine import Predict, load_engine
+from rest_api.engine import Predict, best_classes, load_engine
 from rest_api.errors import RequestError
 from rest_api.images import decode, fit
 from rest_api.settings import DEFAULT_MODEL
@@ -44,10 +44,8 @@ def classify(file: str, bundle: Bundle, predict: Predict, top: int) -> Classifie
     """Read and classify one file. Raises RequestError and OSError."""
     data = sys.stdin.buffer.read() if file == STDIN else Path(file).read_bytes()
     pixels = fit(decode(data, bundle.input_size), bundle.input_size, bundle.resize)
-    (probabilities,), (score,) = predict(pixels[None])
-    best = probabilities.argsort()[::-1][:top]
-    predictions = [(bundle.labels[i], float(probabilities[i])) for i in best]
-    return Classified(file, bool(score < bundle.threshold), predictions)
+    predictions, uncertain = best_classes(predict(pixels[None]), bundle, top)
+    return Classified(file, uncertain, predictions)
 
 
 def classify_all(

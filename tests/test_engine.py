@@ -1,3 +1,4 @@
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -5,10 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from rest_api.bundle import load_bundle
+from rest_api.bundle import BundleError, load_bundle
 from rest_api.engine import load_engine
 from rest_api.settings import DEFAULT_MODEL
 from tests.conftest import ROOT
+from tests.test_api import rename
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +47,13 @@ def test_many_threads_get_the_answers_of_one(images):
         answers = list(pool.map(lambda i: predict(images[i % 40][None]), range(400)))
     for i, answer in enumerate(answers):
         np.testing.assert_array_equal(answer.probabilities, expected[i % 40])
+
+
+def test_score_that_the_network_does_not_return_is_refused(tmp_path):
+    shutil.copytree(DEFAULT_MODEL, tmp_path / "bundle")
+    rename(tmp_path / "bundle", "bundle", uncertainty={"score": "energy", "threshold": -3})
+    with pytest.raises(BundleError, match="score 'energy', which the network does not return"):
+        load_engine(load_bundle(tmp_path / "bundle"))
 
 
 def test_one_interpreter_is_made_for_each_thread(monkeypatch):

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import keras
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
@@ -14,6 +15,7 @@ from rest_api.settings import DEFAULT_MODEL
 from tests.conftest import FROG
 from tests.test_api import rename
 from tests.test_app import server
+from training.export import write_formats, write_manifest
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="needs Chromium: apt install chromium")
@@ -23,15 +25,30 @@ pytestmark = pytest.mark.skipif(not CHROMIUM, reason="needs Chromium: apt instal
 def address(tmp_path_factory) -> Iterator[str]:
     """A server with three models: one is never sure, to one nothing is familiar."""
     folder = tmp_path_factory.mktemp("models")
-    for name, uncertainty in (
-        ("doubter", {"threshold": 1}),
-        ("stranger", {"score": "familiarity", "threshold": 1e6}),
-    ):
-        shutil.copytree(DEFAULT_MODEL, folder / name)
-        rename(folder / name, name, uncertainty=uncertainty)
+    shutil.copytree(DEFAULT_MODEL, folder / "doubter")
+    rename(folder / "doubter", "doubter", uncertainty={"threshold": 1})
+    bundle_with_score(folder / "stranger", threshold=1e6)
     models = ("--model", str(DEFAULT_MODEL), "--model", str(folder))
     with server("--workers", "1", *models) as (_, port):
         yield f"http://127.0.0.1:{port}"
+
+
+def bundle_with_score(folder: Path, threshold: float) -> None:
+    """A bundle whose network returns beside the probabilities how bright an image is."""
+    images = keras.Input((32, 32, 3))
+    brightness = keras.ops.mean(images, (1, 2, 3))
+    probabilities = keras.layers.Dense(2, "softmax")(keras.layers.Flatten()(images))
+    folder.mkdir()
+    write_formats(keras.Model(images, [probabilities, brightness]), folder)
+    description = {
+        "name": folder.name,
+        "version": "1",
+        "labels": ["this", "that"],
+        "input_size": 32,
+        "resize": "pad",
+        "uncertainty": {"score": "brightness", "threshold": threshold},
+    }
+    write_manifest(folder, description)
 
 
 @pytest.fixture(scope="module")
@@ -133,11 +150,11 @@ def test_model_picker_asks_the_chosen_model_which_may_not_be_sure(page):
     expect(page.locator("#curl")).to_contain_text("model=doubter")
 
 
-def test_photo_of_nothing_that_the_model_knows_is_none_of_these(page):
+def test_photo_of_nothing_that_the_model_knows_is_neither_of_its_classes(page):
     page.get_by_label("Model").select_option("stranger")
     page.set_input_files("#files", FROG)
     page.get_by_role("button", name="Classify").click()
-    expect(page.locator(".verdict")).to_have_text("None of these")
+    expect(page.locator(".verdict")).to_have_text("Neither of these")
 
 
 def test_curl_line_is_copied_and_names_the_files(page, address):

@@ -17,7 +17,7 @@ import keras
 from training.augment import Augmentation
 from training.data import DataError
 from training.networks import initialise, vgg
-from training.recipes import Recipe, airbench94, classic, fast94
+from training.recipes import Recipe, airbench94, classic
 from training.train import RunError, run_recipe
 
 DROPOUT = (0.2, 0.3, 0.4, 0.5)
@@ -62,7 +62,6 @@ TRICKS = {
     "fast-without-lookahead": replace(fast, lookahead=0),
     "fast-without-label-smoothing": replace(fast, label_smoothing=0),
     "fast-with-random-flip": replace(fast, augmentation=replace(fast.augmentation, flip="random")),
-    "fast-with-muon": replace(fast94.recipe, **BUDGET),
 }
 
 VARIANTS = CURES | TRICKS

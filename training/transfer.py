@@ -21,7 +21,7 @@ import numpy as np
 from keras import ops
 
 from rest_api.bundle import BundleError, Resize, load_bundle
-from rest_api.engine import answers as as_answers
+from rest_api.engine import Answers
 from training import metrics, plots
 from training.backbones import BACKBONES, WeightsError, load_backbone
 from training.export import COVERAGE, MAX_LOSS, ExportError, export, refuse_other_folder
@@ -151,7 +151,7 @@ def calibrate(classifier: Classifier) -> tuple[float, dict[str, Any]]:
     validation = classifier.photos.of("validation", background=False)
     raw = classifier.served(1.0)
     probabilities, scores = answers_to(
-        lambda images: as_answers(raw.predict_on_batch(images)),
+        lambda images: Answers(*raw.predict_on_batch(images)),
         validation,
         classifier.network.input_shape[1],
         classifier.resize,

@@ -193,7 +193,6 @@ tricks = {
     "without lookahead": "fast-without-lookahead",
     "without label smoothing": "fast-without-label-smoothing",
     "random instead of alternating flip": "fast-with-random-flip",
-    "Muon instead of SGD and lookahead": "fast-with-muon",
 }
 runs = {title: records.load(name, study.VARIANTS[name]) for title, name in tricks.items()}
 again = records.load("fast", study.VARIANTS["fast"], seed=1)
