@@ -45,6 +45,13 @@ def test_temperature_lowers_the_calibration_error(logits_and_labels):
     assert after < before / 4
 
 
+def test_few_images_that_are_all_right_do_not_make_a_network_sure_of_everything():
+    labels = np.arange(10) % 2
+    logits = np.eye(2)[labels]  # right ten times of ten: no more can be said than 11 of 12
+    sure = metrics.softmax(logits / metrics.fit_temperature(logits, labels)).max(1)
+    np.testing.assert_allclose(sure, 11 / 12, atol=1e-3)
+
+
 def test_views_are_the_image_its_shifts_and_their_mirrors():
     images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
     views = metrics.views(images)

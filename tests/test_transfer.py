@@ -60,7 +60,7 @@ def result(photos, tmp_path_factory):
     folder = tmp_path_factory.mktemp("transfer")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(transfer, "load_backbone", small_backbone)
-        figures = transfer.transfer(
+        figures, _ = transfer.transfer(
             photos, folder / "bundle", tune=False, saved_model=True, runs=folder / "runs"
         )
     return figures, folder
@@ -216,7 +216,7 @@ def test_background_becomes_a_reason_to_reject(photos, tmp_path, monkeypatch):
     (tmp_path / "else").mkdir()
     for i in range(40):
         Image.fromarray(coloured(900 + i, 2)).save(tmp_path / "else" / f"{i}.png")
-    figures = transfer.transfer(
+    figures, _ = transfer.transfer(
         photos,
         tmp_path / "bundle",
         background=tmp_path / "else",

@@ -1,6 +1,7 @@
 """Figures, in colours that the colour-blind can tell apart (Okabe & Ito 2008)."""
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from IPython.display import DisplayObject
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#767676"
+MANY = (BLUE, "#E69F00", GREEN, "#CC79A7", "#56B4E9", ORANGE, "#000000")
 
 matplotlib.rcParams.update(
     {
@@ -222,4 +224,47 @@ def rejection(scores: np.ndarray, right: np.ndarray) -> Figure:
     low = 100 * accuracy[len(scores) // 10 :].min()
     axes.set(xlabel="answers kept (%)", ylabel="of them right (%)", ylim=(low - 2, 101))
     axes.legend()
+    return figure
+
+
+def scatter(points: np.ndarray, numbers: np.ndarray, labels: Sequence[str]) -> Figure:
+    """Points (N, 2), each in the colour and with the marker of its class."""
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    for number, (label, marker) in enumerate(zip(labels, cycle("osD^vPX*"), strict=False)):
+        x, y = points[numbers == number].T
+        axes.scatter(x, y, 22, MANY[number % len(MANY)], marker, label=label, alpha=0.7, lw=0)
+    axes.set(xlabel="first principal component", ylabel="second principal component")
+    figure.legend(loc="outside right upper")
+    return figure
+
+
+def growth(accuracies: Mapping[int, float]) -> Figure:
+    """Validation accuracy (0..1) by the number of training photos of each class."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    counts, percent = list(accuracies), [100 * value for value in accuracies.values()]
+    axes.plot(counts, percent, color=BLUE, marker="o")
+    for count, value in zip(counts, percent, strict=True):
+        axes.annotate(f"{value:.0f}", (count, value), (0, 8), textcoords="offset points")
+    axes.set_xscale("log")
+    axes.set_xticks(counts, [str(count) for count in counts])
+    axes.set_xticks([], minor=True)
+    axes.set(xlabel="training photos of each class (log scale)", ylabel="validation accuracy (%)")
+    axes.margins(y=0.15)
+    return figure
+
+
+def costs(values: Mapping[str, float], label: str) -> Figure:
+    """Horizontal bars on a log scale, each with its value."""
+    figure = Figure(figsize=(7.2, 0.5 * len(values) + 1), layout="constrained")
+    axes = figure.subplots()
+    axes.bar_label(
+        axes.barh(list(values), list(values.values()), color=BLUE), fmt="%.1f", padding=4
+    )
+    axes.set_xscale("log")
+    axes.set(xlabel=f"{label}, log scale")
+    axes.margins(x=0.15)
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
     return figure

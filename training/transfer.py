@@ -19,6 +19,7 @@ from typing import Any, get_args
 import keras
 import numpy as np
 from keras import ops
+from matplotlib.figure import Figure
 
 from rest_api.bundle import BundleError, Resize, load_bundle
 from rest_api.engine import Answers
@@ -218,11 +219,11 @@ def transfer(
     saved_model: bool = False,
     seed: int = 0,
     runs: Path = Path("runs"),
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], dict[str, Figure]]:
     """Train on a folder of photos, write the bundle and, in `runs`, a report.
 
-    Returns the figures of the test photos. Raises PhotosError, WeightsError and ExportError;
-    then no bundle is written.
+    Returns the report's figures and, by their captions, its pictures. Raises PhotosError,
+    WeightsError and ExportError; then no bundle is written.
     """
     started = time.perf_counter()
     refuse_other_folder(destination)
@@ -245,7 +246,7 @@ def transfer(
         pictures["Fine-tuning"] = plots.against_epochs({"fine-tuning": history}, columns=1)
     page = write_report(runs / f"report-{destination.name}", figures, pictures, report(found, seed))
     print(f"Report: {page}")
-    return figures
+    return figures, pictures
 
 
 def compare(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
@@ -286,7 +287,7 @@ def main() -> None:
     try:
         for name in names:
             destination = output.with_name(f"{output.name}-{name}") if args.compare else output
-            figures = transfer(
+            figures, _ = transfer(
                 args.photos,
                 destination,
                 backbone=name,

@@ -15,12 +15,17 @@ from nbclient import NotebookClient
 from training.files import replacing
 
 SCRIPTS = Path(__file__).parent
-NAMES = ("cifar10_model_training",)
+PLACES = {
+    "cifar10_CNN": ".",
+    "cifar10_model_training": ".",
+    "transfer_learning": "docs",
+    "prediction": "docs",
+}
 NOISE = ("INFO:tensorflow:", "\n")
 
 
 def build(name: str) -> None:
-    """Execute a script, write NAME.ipynb into this directory. Raises CellExecutionError."""
+    """Execute a script, write NAME.ipynb to its place below here. Raises CellExecutionError."""
     notebook = jupytext.read(SCRIPTS / f"{name}.py")
     os.environ |= {"TQDM_DISABLE": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
     NotebookClient(notebook, timeout=None, kernel_name="python3").execute()
@@ -28,7 +33,7 @@ def build(name: str) -> None:
         cell.metadata.pop("execution", None)  # times, which differ with every run
         if "outputs" in cell:
             cell.outputs = [output for output in cell.outputs if not is_noise(output)]
-    with replacing(Path(f"{name}.ipynb")) as part:
+    with replacing(Path(PLACES[name], f"{name}.ipynb")) as part:
         nbformat.write(notebook, part)
 
 
@@ -38,7 +43,7 @@ def is_noise(output: nbformat.NotebookNode) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Execute the notebooks.")
-    parser.add_argument("names", nargs="*", metavar="NAME", default=NAMES, help=", ".join(NAMES))
+    parser.add_argument("names", nargs="*", metavar="NAME", default=PLACES, help=", ".join(PLACES))
     for name in parser.parse_args().names:
         build(name)
 

@@ -1,0 +1,140 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # One network in four formats: what each costs to run
+#
+# A network that Keras trained can be served by Keras, as a TensorFlow SavedModel, or by LiteRT
+# (once TensorFlow Lite), there also with weights of 8 bits. **Question**: do they give the same
+# answers, and what does each cost? **Experiment**: the same photos through all four, one at a
+# time on one thread, as a server meets them.
+#
+# **To run it**: as [transfer_learning.ipynb](transfer_learning.ipynb), which writes the bundle that
+# is used here; where it is missing, it is made now.
+
+# %%
+import os
+import time
+from pathlib import Path
+
+if Path.cwd().name == "docs":  # an editor starts notebooks where they lie
+    os.chdir("..")
+
+import keras
+import numpy as np
+import pandas as pd
+import tensorflow as tf
+
+from rest_api.bundle import load_bundle
+from rest_api.engine import load_engine
+from training import metrics, plots
+from training.features import view_of
+from training.photos import split, survey
+from training.transfer import transfer
+
+tf.config.threading.set_intra_op_parallelism_threads(1)  # LiteRT's are one thread each, too
+PHOTOS = Path(os.environ.get("PHOTOS", "photos"))
+WEIGHTS, WIDTH = os.environ.get("WEIGHTS"), float(os.environ.get("WIDTH", "1"))
+BUNDLE = Path("bundles", PHOTOS.name)
+if not (BUNDLE / "saved_model").exists():
+    transfer(PHOTOS, BUNDLE, weights=WEIGHTS, width=WIDTH, saved_model=True)
+bundle = load_bundle(BUNDLE)
+pd.options.display.float_format = "{:.2f}".format
+
+# %% [markdown]
+# ## The photos
+#
+# The test photos of the bundle, each as the server would show it to the network.
+
+# %%
+photos = split(survey(PHOTOS).photos)["test"]
+images = np.stack([view_of(photo, 0, bundle.input_size, bundle.resize) for photo in photos])
+numbers = np.array([bundle.labels.index(photo.label) for photo in photos])
+print(len(images), "photos of", images.shape[1:])
+
+# %% [markdown]
+# ## Five ways to ask
+#
+# Each is a function from images to probabilities and scores. The first is what most tutorials
+# show: `model.predict`, made for large batches, here called for every photo.
+
+
+# %%
+def saved_model():
+    """The SavedModel, by its `serve` function."""
+    loaded = tf.saved_model.load(str(BUNDLE / "saved_model"))
+    return lambda images: [each.numpy() for each in loaded.serve(images.astype(np.float32))]
+
+
+def keras_predict():
+    """The .keras file, by model.predict."""
+    network = keras.saving.load_model(BUNDLE / "model.keras", compile=False)
+    return lambda images: network.predict(images.astype(np.float32), verbose=0)
+
+
+def folder_size(path):
+    """Bytes of a file, or of all files below a folder."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+ways = {
+    "Keras, model.predict": (keras_predict, "model.keras"),
+    "Keras, compiled call": (lambda: load_engine(bundle, "keras"), "model.keras"),
+    "SavedModel": (saved_model, "saved_model"),
+    "LiteRT, 32 bits": (lambda: load_engine(bundle, "litert-float32"), "model.tflite"),
+    "LiteRT, 8 bits": (lambda: load_engine(bundle, "litert"), "model.int8.tflite"),
+}
+
+# %%
+answers, rows = {}, {}
+for name, (load, file) in ways.items():
+    start = time.perf_counter()
+    predict = load()
+    predict(images[:1])
+    loaded = time.perf_counter() - start
+    seconds, found = [], []
+    for image in images:
+        start = time.perf_counter()
+        found.append(predict(image[None])[0][0])
+        seconds.append(time.perf_counter() - start)
+    answers[name] = np.stack(found)  # (photos, classes)
+    rows[name] = {
+        "size (MB)": folder_size(BUNDLE / file) / 1e6,
+        "load and first answer (s)": loaded,
+        "one photo, median (ms)": 1000 * np.median(seconds),
+        "99th percentile (ms)": 1000 * np.quantile(seconds, 0.99),
+        "accuracy (%)": 100 * metrics.accuracy(answers[name], numbers),
+    }
+pd.DataFrame(rows).T
+
+# %%
+latencies = {name: row["one photo, median (ms)"] for name, row in rows.items()}
+plots.show(plots.costs(latencies, "one photo on one thread, median (ms)"), "formats_latency")
+
+# %% [markdown]
+# ## Are they the same answers?
+
+# %%
+reference = answers["Keras, model.predict"]
+pd.DataFrame(
+    {
+        name: {
+            "largest difference of a probability": f"{abs(each - reference).max():.0e}",
+            "photos with another best class": (each.argmax(1) != reference.argmax(1)).sum(),
+        }
+        for name, each in answers.items()
+    }
+).T
+
+# %% [markdown]
+# CONCLUSION-FORMATS
