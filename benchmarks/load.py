@@ -114,9 +114,9 @@ def ours(*options: str) -> list[str]:
 
 
 def family(pid: int) -> list[int]:
-    """A process and its children."""
+    """A process and all that it has started, directly or not."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [pid, *map(int, children)]
+    return [pid, *(member for child in children for member in family(int(child)))]
 
 
 def resident_megabytes(pid: int) -> float:

@@ -23,6 +23,7 @@ from training.photos import Photo
 VIEWS = 4  # of a training photo: itself, mirrored, and random crops
 CROP = (0.6, 1.0)  # share of the sides that a random crop keeps
 LIGHT = (0.8, 1.2)  # factor of brightness and of contrast
+SOFTENED = 0.01  # added under the root, whose slope at zero would be infinite
 BATCH = 32
 SAVE_EVERY = 2000  # views, so that an interrupted run loses little
 
@@ -54,7 +55,7 @@ def pooled(backbone: keras.Model) -> keras.Model:
     values would drown the others (Perronnin, Sánchez & Mensink 2010).
     """
     mean = keras.layers.GlobalAveragePooling2D()(backbone.output)
-    roots = ops.sign(mean) * ops.sqrt(ops.abs(mean))
+    roots = ops.sign(mean) * (ops.sqrt(ops.abs(mean) + SOFTENED) - SOFTENED**0.5)
     return keras.Model(backbone.input, roots, name=backbone.name)
 
 
@@ -113,7 +114,7 @@ def key_of(photo: Photo, view: int) -> str:
 
 def cache_name(network: keras.Model, resize: Resize) -> str:
     """A file name that differs wherever the features would."""
-    digest = hashlib.sha256(repr((network.input_shape, resize, CROP, LIGHT)).encode())
+    digest = hashlib.sha256(repr((network.input_shape, resize, CROP, LIGHT, SOFTENED)).encode())
     for weight in network.weights:
         digest.update(weight.numpy().tobytes())
     return f"{network.name}-{digest.hexdigest()[:12]}.npz"

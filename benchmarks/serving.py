@@ -1,0 +1,311 @@
+"""This server beside others, with the same network: `python -m benchmarks.serving --venvs DIR`.
+
+Each server is a process of its own on this machine, asked by wrk (`apt install wrk`; one thread)
+with the form that curl sends. All are measured in turn, round after round, so that a slow minute
+of the machine spoils no comparison: ratios are taken within a round, and their median and spread
+are told. DIR holds a virtual environment for each of the others, made by
+
+    python -m venv DIR/ours && DIR/ours/bin/pip install -r rest_api/requirements.txt
+    python -m venv DIR/blog && DIR/blog/bin/pip install flask pillow tensorflow
+    python -m venv DIR/litserve && DIR/litserve/bin/pip install litserve python-multipart \
+        ai-edge-litert pillow numpy
+    python -m venv DIR/bentoml && DIR/bentoml/bin/pip install bentoml ai-edge-litert pillow numpy
+
+Writes benchmarks/serving.md and images/serving.png. --short takes one round at 16 connections.
+"""
+
+import argparse
+import datetime
+import http.client
+import io
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from benchmarks.latency import first_answer, jpeg_of_a_phone, milliseconds
+from benchmarks.load import (
+    FROG,
+    ROOT,
+    Load,
+    free_port,
+    multipart,
+    need_wrk,
+    resident_megabytes,
+    wrk,
+)
+from rest_api.app import create_app
+from rest_api.bundle import load_bundle
+from rest_api.engine import load_engine
+from rest_api.images import decode, fit
+from rest_api.settings import DEFAULT_MODEL
+from training import plots
+from training.files import replacing
+
+PAGE = ROOT / "benchmarks" / "serving.md"
+CONNECTIONS = (1, 4, 16, 64)
+ROUNDS = 3
+SECONDS = 3
+OURS = "ours, 8 bits"
+LIMIT = "no HTTP"
+APP = ("rest_api/app.py", "--port", "{port}", "--drain", "0")
+SERVERS = {  # name: (environment, command after its bin/)
+    OURS: ("ours", ("python", *APP)),
+    "ours, 32 bits": ("ours", ("python", *APP, "--engine", "litert-float32")),
+    "ours, Keras": ("blog", ("python", *APP, "--engine", "keras")),
+    "blog pattern": ("blog", ("python", "-m", "benchmarks.rivals.blog", "{port}")),
+    "LitServe": ("litserve", ("python", "-m", "benchmarks.rivals.lit", "{port}")),
+    "BentoML": (
+        "bentoml",
+        ("bentoml", "serve", "benchmarks.rivals.bento:Classifier", "--port", "{port}"),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a server needs beside time."""
+
+    first_answer: float  # seconds from its start
+    resident: float  # MB of all its processes, under load
+    installed: float  # MB of its environment
+
+
+def inputs() -> dict[str, bytes]:
+    """What is sent: a small PNG, a middling JPEG, a photo of a phone."""
+    small = io.BytesIO()
+    Image.open(FROG).resize((32, 32)).save(small, "PNG")
+    return {
+        "32-pixel PNG": small.getvalue(),
+        "256-pixel JPEG": FROG.read_bytes(),
+        "12-megapixel JPEG": jpeg_of_a_phone(),
+    }
+
+
+@contextmanager
+def started(command: Sequence[str]) -> Iterator[tuple[subprocess.Popen, int]]:
+    """A server and its port; it is stopped at the end."""
+    port = free_port()
+    process = subprocess.Popen(
+        [part.format(port=port) for part in command],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        yield process, port
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+
+
+def measure(
+    command: Sequence[str], images: Mapping[str, bytes], connections: Sequence[int], seconds: int
+) -> tuple[float, float, dict[tuple[str, int], Load]]:
+    """Seconds to the first answer, MB under load, and what wrk saw of each input and load."""
+    with started(command) as (process, port):
+        address = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        ready = first_answer(address, images["32-pixel PNG"])
+        loads = {}
+        for name, number in product(images, connections):
+            url = f"http://127.0.0.1:{port}/predict"
+            wrk(url, images[name], number, 1)
+            loads[name, number] = wrk(url, images[name], number, seconds)
+        return ready, resident_megabytes(process.pid), loads
+
+
+def loop(image: bytes, seconds: float) -> float:
+    """Answers a second of one process that decodes, shrinks and asks the network, without HTTP."""
+    bundle = load_bundle(DEFAULT_MODEL)
+    predict = load_engine(bundle)
+    answers, start = 0, time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        predict(fit(decode(image, bundle.input_size), bundle.input_size, bundle.resize)[None])
+        answers += 1
+    return answers / (time.perf_counter() - start)
+
+
+def limit(images: Mapping[str, bytes], seconds: float) -> dict[str, float]:
+    """Answers a second of two such processes."""
+    with ProcessPoolExecutor(2) as pool:
+        return {
+            name: sum(pool.map(loop, [image] * 2, [seconds] * 2)) for name, image in images.items()
+        }
+
+
+def stages(image: bytes) -> dict[str, float]:
+    """Median milliseconds of each stage of one request, alone in a process."""
+    app = create_app()
+    bundle = load_bundle(DEFAULT_MODEL)
+    side, predict = bundle.input_size, load_engine(bundle)
+    form = {"data": multipart(image), "content_type": "multipart/form-data; boundary=benchmark"}
+
+    def parse() -> bytes:
+        with app.test_request_context("/predict", method="POST", **form) as context:
+            return context.request.files["image"].read()
+
+    decoded = decode(image, side)
+    pixels = fit(decoded, side, bundle.resize)[None]
+    client = app.test_client()
+    calls = {
+        "parse": parse,
+        "decode": lambda: decode(image, side),
+        "resize": lambda: fit(decoded, side, bundle.resize),
+        "infer": lambda: predict(pixels),
+        "all": lambda: client.post("/predict", **form),
+    }
+    medians = {name: float(np.median(milliseconds(call, 60))) for name, call in calls.items()}
+    whole = medians.pop("all")
+    return medians | {"route, encode": whole - sum(medians.values()), "all": whole}
+
+
+def installed_megabytes(environment: Path) -> float:
+    """What the packages of an environment take on the disk."""
+    files = (path for path in environment.rglob("*") if path.is_file() and not path.is_symlink())
+    return sum(path.stat().st_size for path in files) / 1e6
+
+
+def ratios(
+    rounds: Sequence[Mapping[str, Mapping[tuple[str, int], Load]]], other: str, key: tuple[str, int]
+) -> tuple[list[float], list[float]]:
+    """How many times as many answers as another server, and how many times sooner, by round."""
+    pairs = [(each[OURS][key], each[other][key]) for each in rounds]
+    return [a.per_second / b.per_second for a, b in pairs], [b.p50 / a.p50 for a, b in pairs]
+
+
+def spread(values: Sequence[float]) -> str:
+    return f"{statistics.median(values):.1f} ({min(values):.1f} to {max(values):.1f})"
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; all columns but the first are numbers."""
+    lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def page(
+    rounds: Sequence[Mapping[str, Mapping[tuple[str, int], Load]]],
+    costs: Mapping[str, Cost],
+    limits: Sequence[Mapping[str, float]],
+    breakdown: Mapping[str, Mapping[str, float]],
+) -> str:
+    """All that was measured, as Markdown."""
+    keys = list(rounds[0][OURS])
+    loads = []
+    for (name, number), server in product(keys, costs):
+        seen = [each[server][name, number] for each in rounds]
+        rate, p50, p99 = (
+            statistics.median(getattr(load, what) for load in seen)
+            for what in ("per_second", "p50", "p99")
+        )
+        errors = sum(load.failed + load.refused for load in seen)
+        cells = [f"{rate:,.0f}", f"{p50:.1f}", f"{p99:.1f}", f"{errors}"]
+        loads.append([f"{name}, {number}", server, *cells])
+    against = [
+        [f"{name}, {number}", other, *map(spread, ratios(rounds, other, (name, number)))]
+        for (name, number), other in product(keys, costs)
+        if other != OURS
+    ]
+    busiest = max(number for _, number in keys if number <= 16)
+    reached = []
+    for name in limits[0]:
+        most = [each[name] for each in limits]
+        rates = [each[OURS][name, busiest].per_second for each in rounds]
+        shares = [100 * rate / top for rate, top in zip(rates, most, strict=True)]
+        reached.append([name, f"{statistics.median(most):,.0f}", spread(shares)])
+    needs = [
+        [name, f"{c.first_answer:.2f}", f"{c.resident:,.0f}", f"{c.installed:,.0f}"]
+        for name, c in costs.items()
+    ]
+    parts = next(iter(breakdown.values()))
+    sections = [
+        f"# Serving, side by side\n\n{datetime.date.today().isoformat()}, {os.cpu_count()} cores, "
+        f"which the load generator (wrk) shares; {len(rounds)} rounds, all servers in turn in "
+        "each. Medians of the rounds; of ratios, the least and the most too. Written by "
+        "`python -m benchmarks.serving`.",
+        "## Against the others\n\nHow many times as many answers a second, how many times sooner "
+        f"half of them come, {OURS} against each:\n\n"
+        + table(["input, connections", "other", "answers", "p50"], against),
+        "## What each needs\n\n"
+        + table(["server", "first answer (s)", "resident (MB)", "installed (MB)"], needs),
+        f"## The limit\n\nTwo processes that do the same without HTTP, and what share of it the "
+        f"server reaches at {busiest} connections:\n\n"
+        + table(["input", "answers/s without HTTP", "reached (%)"], reached),
+        "## Where the time goes\n\nMilliseconds of one request, alone in a process:\n\n"
+        + table(
+            ["input", *parts],
+            [[name, *(f"{ms:.2f}" for ms in each.values())] for name, each in breakdown.items()],
+        ),
+        "## All figures\n\nErrors count refusals (503) too.\n\n"
+        + table(
+            ["input, connections", "server", "answers/s", "p50 (ms)", "p99 (ms)", "errors"], loads
+        ),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def draw(rounds: Sequence[Mapping[str, Mapping[tuple[str, int], Load]]]) -> Figure:
+    """Answers a second at 16 connections, a panel for each input."""
+    names = {name: None for name, number in rounds[0][OURS] if number == 16}
+    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    for axes, name in zip(figure.subplots(1, len(names), sharey=True), names, strict=True):
+        rates = {
+            server: statistics.median(each[server][name, 16].per_second for each in rounds)
+            for server in rounds[0]
+        }
+        colours = [plots.BLUE if server == OURS else plots.GREY for server in rates]
+        drawn = axes.barh(list(rates), list(rates.values()), color=colours)
+        axes.bar_label(drawn, fmt="{:,.0f}", padding=3)
+        axes.set(title=name, xlabel="answers a second")
+        axes.margins(x=0.2)
+        axes.grid(axis="y", visible=False)
+    axes.invert_yaxis()
+    return figure
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measure this server beside others.")
+    parser.add_argument("--venvs", type=Path, required=True, help="a folder of their environments")
+    parser.add_argument("--short", action="store_true", help="one round at 16 connections")
+    args = parser.parse_args()
+    need_wrk()
+    connections, number = ((16,), 1) if args.short else (CONNECTIONS, ROUNDS)
+    commands = {}
+    for name, (environment, (program, *rest)) in SERVERS.items():
+        if (binary := args.venvs / environment / "bin" / program).exists():
+            commands[name] = [str(binary), *rest]
+        else:
+            print(f"{name} is left out: there is no {binary}", file=sys.stderr)
+    images = inputs()
+    rounds, limits, costs = [], [], {}
+    for turn in range(number):
+        limits.append(limit(images, SECONDS))
+        seen = {}
+        for name, command in commands.items():
+            ready, resident, seen[name] = measure(command, images, connections, SECONDS)
+            installed = installed_megabytes(args.venvs / SERVERS[name][0])
+            least = min(ready, costs[name].first_answer) if name in costs else ready
+            costs[name] = Cost(least, resident, installed)
+            print(f"round {turn + 1}: {name}, first answer after {ready:.2f} s", flush=True)
+        rounds.append(seen)
+    breakdown = {name: stages(image) for name, image in images.items()}
+    with replacing(PAGE) as part:
+        part.write_text(page(rounds, costs, limits, breakdown), encoding="utf-8")
+    plots.save(draw(rounds), ROOT / "images" / "serving.png")
+    print(f"Written: {PAGE.relative_to(ROOT)}, images/serving.png")
+
+
+if __name__ == "__main__":
+    main()
