@@ -131,6 +131,13 @@ table["original, test"] = [66.6, 73.4, 76.5, np.nan]
 table
 
 # %% [markdown]
+# **Conclusion**: every block adds, and all three networks learn their training images by heart:
+# they end at 95 % and more of those and at 64, 71 and 75 % of new ones. The validation accuracy
+# stands still after the sixth epoch, or falls, while the training accuracy goes on rising, so that
+# longer training would not help. The original reports 66.6, 73.4 and 76.5 % of the test set after
+# 75 to 100 epochs: two points above ours at the end, one above our best epochs.
+
+# %% [markdown]
 # ## One cure at a time
 #
 # **Question**: which remedy helps against memorising, by itself? **Experiment**: the network of
@@ -156,6 +163,17 @@ table["against baseline"] = table["validation"] - baseline
 table["original, test"] = [76.5, 82.4, 75.6, 79.0, 84.7]
 table["original, against its 76.5"] = table["original, test"] - 76.5
 table
+
+# %% [markdown]
+# **Conclusion**: against the same baseline and after the same epochs, augmentation helps by far the
+# most, as in the original, and it is the only cure after which training accuracy and validation
+# accuracy are still one and still rise. The other three bring one to two points each. This differs
+# from the original in two places. Its L2 lost 0.9 points against the 76.5 % that its own notebook
+# printed (its text said that it gained, over a baseline of 70 % that was not shown); ours gains a
+# little. Its batch normalisation gained 5.9; ours gains far less in 12 epochs: it learns faster, is
+# ahead of all others after the first epoch, and memorises as completely as the baseline.
+# Dropout is not at its end here: its training accuracy, measured with dropout at work, is below
+# that of validation.
 
 # %% [markdown]
 # ## All together, and how to scale the pixels
