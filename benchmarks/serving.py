@@ -3,15 +3,11 @@
 Each server is a process of its own on this machine, asked by wrk (`apt install wrk`; one thread)
 with the form that curl sends. All are measured in turn, round after round, so that a slow minute
 of the machine spoils no comparison: ratios are taken within a round, and their median and spread
-are told. DIR holds a virtual environment for each of the others, made by
+are told. DIR holds a virtual environment for each of benchmarks/rivals/*.txt, as `make bench`
+makes them; servers whose environment is missing are left out.
 
-    python -m venv DIR/ours && DIR/ours/bin/pip install -r rest_api/requirements.txt
-    python -m venv DIR/blog && DIR/blog/bin/pip install flask pillow tensorflow
-    python -m venv DIR/litserve && DIR/litserve/bin/pip install litserve python-multipart \
-        ai-edge-litert pillow numpy
-    python -m venv DIR/bentoml && DIR/bentoml/bin/pip install bentoml ai-edge-litert pillow numpy
-
-Writes benchmarks/serving.md and images/serving.png. --short takes one round at 16 connections.
+Writes benchmarks/serving.md and images/serving.png. --short takes one round at 16 connections and
+prints its page instead.
 """
 
 import argparse
@@ -57,13 +53,13 @@ PAGE = ROOT / "benchmarks" / "serving.md"
 CONNECTIONS = (1, 4, 16, 64)
 ROUNDS = 3
 SECONDS = 3
+HERE = "here"  # the environment that this runs in
 OURS = "ours, 8 bits"
-LIMIT = "no HTTP"
 APP = ("rest_api/app.py", "--port", "{port}", "--drain", "0")
 SERVERS = {  # name: (environment, command after its bin/)
     OURS: ("ours", ("python", *APP)),
     "ours, 32 bits": ("ours", ("python", *APP, "--engine", "litert-float32")),
-    "ours, Keras": ("blog", ("python", *APP, "--engine", "keras")),
+    "ours, Keras": (HERE, ("python", *APP, "--engine", "keras")),
     "blog pattern": ("blog", ("python", "-m", "benchmarks.rivals.blog", "{port}")),
     "LitServe": ("litserve", ("python", "-m", "benchmarks.rivals.lit", "{port}")),
     "BentoML": (
@@ -169,6 +165,10 @@ def stages(image: bytes) -> dict[str, float]:
     medians = {name: float(np.median(milliseconds(call, 60))) for name, call in calls.items()}
     whole = medians.pop("all")
     return medians | {"route, encode": whole - sum(medians.values()), "all": whole}
+
+
+def environment_of(name: str, venvs: Path) -> Path:
+    return Path(sys.prefix) if name == HERE else venvs / name
 
 
 def installed_megabytes(environment: Path) -> float:
@@ -284,7 +284,7 @@ def main() -> None:
     connections, number = ((16,), 1) if args.short else (CONNECTIONS, ROUNDS)
     commands = {}
     for name, (environment, (program, *rest)) in SERVERS.items():
-        if (binary := args.venvs / environment / "bin" / program).exists():
+        if (binary := environment_of(environment, args.venvs) / "bin" / program).exists():
             commands[name] = [str(binary), *rest]
         else:
             print(f"{name} is left out: there is no {binary}", file=sys.stderr)
@@ -295,12 +295,15 @@ def main() -> None:
         seen = {}
         for name, command in commands.items():
             ready, resident, seen[name] = measure(command, images, connections, SECONDS)
-            installed = installed_megabytes(args.venvs / SERVERS[name][0])
+            installed = installed_megabytes(environment_of(SERVERS[name][0], args.venvs))
             least = min(ready, costs[name].first_answer) if name in costs else ready
             costs[name] = Cost(least, resident, installed)
             print(f"round {turn + 1}: {name}, first answer after {ready:.2f} s", flush=True)
         rounds.append(seen)
     breakdown = {name: stages(image) for name, image in images.items()}
+    if args.short:
+        print(page(rounds, costs, limits, breakdown))
+        return
     with replacing(PAGE) as part:
         part.write_text(page(rounds, costs, limits, breakdown), encoding="utf-8")
     plots.save(draw(rounds), ROOT / "images" / "serving.png")

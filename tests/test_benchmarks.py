@@ -1,10 +1,15 @@
 import subprocess
 import sys
 
+import keras
 import numpy as np
+import pytest
 from PIL import Image
 
+from benchmarks.load import Load
 from benchmarks.resize_policy import cut_to
+from benchmarks.serving import OURS, ratios
+from benchmarks.training import gflop_an_image, reached
 from tests.conftest import ROOT
 
 
@@ -28,3 +33,34 @@ def test_resize_policies_agree_on_square_photos(tmp_path):
     square = next(row for row in rows if row[0] == " 1:1 ")
     assert len(set(square[1:])) == 1
     assert rows[-1][0] == " mean "
+
+
+def test_servers_are_compared_within_a_round():
+    def seen(rate: float, p50: float) -> dict:
+        return {("photo", 16): Load(int(10 * rate), 10.0, 0, 0, p50, p50)}
+
+    rounds = [
+        {OURS: seen(1000, 2), "other": seen(100, 20)},
+        {OURS: seen(500, 4), "other": seen(50, 60)},  # a slow minute for both
+    ]
+    assert ratios(rounds, "other", ("photo", 16)) == ([10, 10], [10, 15])
+
+
+def test_arithmetic_of_a_network_is_that_of_its_products():
+    network = keras.Sequential(
+        [
+            keras.Input((8, 8, 3)),
+            keras.layers.Conv2D(4, 3, padding="same"),
+            keras.layers.Flatten(),
+            keras.layers.Dense(10),
+        ]
+    )
+    products = 8 * 8 * (3 * 3 * 3) * 4 + (8 * 8 * 4) * 10
+    assert gflop_an_image(network) == pytest.approx(3 * 2 * products / 1e9)
+
+
+def test_epoch_and_minutes_of_an_accuracy_come_from_the_record():
+    epoch, minutes = reached("fast94", 0.90)
+    assert 1 < int(epoch) <= 10
+    assert 1 < float(minutes) < 20
+    assert reached("fast94", 0.999) == ("–", "–")

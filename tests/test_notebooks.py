@@ -12,6 +12,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.test_photos import picture
+from training import study
 from training.notebooks.build import PLACES
 from training.photos import MIN_PHOTOS
 
@@ -102,6 +103,34 @@ def row(text: str, name: str) -> list[float]:
     line = re.search(rf"^{re.escape(name)}  +([-\d. NaN]+)$", text, re.MULTILINE)
     assert line, f"no row {name!r}"
     return [float(value) for value in line.group(1).split()]
+
+
+def test_study_shows_the_recorded_figures():
+    text = text_of(nbformat.read(ROOT / "cifar10_CNN.ipynb", as_version=4))
+    for title, run in {
+        "1 block": "blocks-1-seed0",
+        "2 blocks": "blocks-2-seed0",
+        "3 blocks": "blocks-3-seed0",
+        "BatchNorm": "batch-norm-seed0",
+        "L2": "l2-seed0",
+        "dropout": "dropout-seed0",
+        "augmentation": "augmentation-seed0",
+        "all cures": "all-cures-seed0",
+        "all cures, 0..1": "all-cures-scaled-seed0",
+    }.items():
+        assert row(text, title)[1] == pytest.approx(100 * record(run)["accuracy"], abs=0.06)
+    for title, run in {
+        "all tricks": "fast-seed0",
+        "without whitening": "fast-without-whitening-seed0",
+        "without lookahead": "fast-without-lookahead-seed0",
+    }.items():
+        assert row(text, title)[0] == pytest.approx(100 * record(run)["accuracy_tta"], abs=0.06)
+
+
+def test_study_shows_every_variant():
+    notebook = nbformat.read(ROOT / "cifar10_CNN.ipynb", as_version=4)
+    for variant in study.VARIANTS:
+        assert f"{variant}-seed0: " in text_of(notebook)
 
 
 def test_final_training_shows_the_recorded_figures():

@@ -1,0 +1,149 @@
+"""How soon the recipes are how good, and how near they come to the machine's limit.
+
+    python -m benchmarks.training [--short]
+
+The accuracies are those of the recorded runs in benchmarks/records (made by training.train): by
+epoch on the 5,000 validation images, at the end on the test images. The speed of a training step
+and of matrix products is measured now, in turn. Writes benchmarks/training.md; --short measures one
+round and prints its page instead.
+"""
+
+import argparse
+import csv
+import datetime
+import json
+import os
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from benchmarks.load import ROOT
+from benchmarks.serving import spread, table
+from benchmarks.training_step import images_per_second, matrix_product_gflops
+from training import recipes
+from training.files import replacing
+
+PAGE = ROOT / "benchmarks" / "training.md"
+RECORDS = ROOT / "benchmarks" / "records"
+NAMES = ("fast94", "classic")
+GOALS = (0.90, 0.92, 0.93, 0.94)
+ROUNDS = 3
+SIDE = 32
+PUBLISHED = (
+    ("the original's `classic`, a V100", "275", "about 120", "90.87 %", ""),
+    ("airbench94, an A100 (Jordan 2024)", "9.9", "0.064", "", "94.01 %"),
+)
+
+
+def finals(name: str) -> list[dict[str, Any]]:
+    """The results of a recipe's runs that ended on the test set, a run a seed."""
+    return [json.loads(p.read_text()) for p in sorted(RECORDS.glob(f"{name}-seed*-final.json"))]
+
+
+def reached(name: str, goal: float) -> tuple[str, str]:
+    """After how many epochs and minutes the validation accuracy first was `goal`; seed 0."""
+    with (RECORDS / f"{name}-seed0.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            if float(row["val_accuracy"]) >= goal:
+                return row["epoch"], f"{float(row['seconds']) / 60:.1f}"
+    return "–", "–"
+
+
+def mean_and_std(values: Sequence[float], unit: str) -> str:
+    if len(values) == 1:
+        return f"{values[0]:.2f}{unit}"
+    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}{unit}"
+
+
+def gflop_an_image(network: keras.Model) -> float:
+    """Arithmetic of a training step: the products of forward pass and two backward ones, in 1e9."""
+    forward = 0.0
+    for layer in network.layers:
+        if isinstance(layer, keras.layers.Conv2D):
+            _, height, width, _ = layer.output.shape
+            forward += 2 * height * width * float(layer.kernel.size)
+        elif isinstance(layer, keras.layers.Dense):
+            forward += 2 * float(layer.kernel.size)
+    return 3 * forward / 1e9
+
+
+def endings() -> str:
+    """What the recipes reach at their end, beside what was published."""
+    rows = []
+    for name in NAMES:
+        runs = finals(name)
+        rows.append(
+            (
+                f"`{name}`, these 2 cores, n={len(runs)}",
+                f"{runs[0]['epochs']:g}",
+                mean_and_std([run["seconds"] / 60 for run in runs], ""),
+                mean_and_std([100 * run["accuracy"] for run in runs], " %"),
+                mean_and_std([100 * run["accuracy_tta"] for run in runs], " %"),
+            )
+        )
+    heads = ("run", "epochs", "minutes", "test accuracy, one view", "with augmentation of the test")
+    return table(heads, [*rows, *PUBLISHED])
+
+
+def milestones() -> str:
+    """When the recipes first reach an accuracy."""
+    rows = []
+    for goal in GOALS:
+        cells = [f"{minutes} ({epochs})" for epochs, minutes in (reached(n, goal) for n in NAMES)]
+        rows.append((f"{goal:.0%}".replace("%", " %"), *cells))
+    return table(("validation accuracy", *(f"`{name}`: minutes (epoch)" for name in NAMES)), rows)
+
+
+def speeds(rounds: int) -> str:
+    """The recipes' arithmetic beside that of matrix products, measured in turn."""
+    seen: dict[str, list[float]] = {}
+    for _ in range(rounds):
+        for dtype in ("float32", "bfloat16"):
+            seen.setdefault(dtype, []).append(matrix_product_gflops(dtype))
+        for name in NAMES:
+            recipe = recipes.load(name)
+            keras.config.set_dtype_policy("float32")
+            gflop = gflop_an_image(recipe.network())
+            seen.setdefault(name, []).append(gflop * images_per_second(recipe, SIDE))
+    rows = [
+        (
+            f"matrix product in {name}" if name not in NAMES else f"training step of `{name}`",
+            spread(values),
+            *(
+                f"{statistics.median(a / b for a, b in zip(values, seen[dtype], strict=True)):.0%}"
+                for dtype in ("float32", "bfloat16")
+            ),
+        )
+        for name, values in seen.items()
+    ]
+    return table(("what", "GFLOP/s", "of float32", "of bfloat16"), rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="How soon the recipes are how good.")
+    parser.add_argument("--short", action="store_true", help="one round of the speeds")
+    args = parser.parse_args()
+    today = datetime.date.today().isoformat()
+    sections = (
+        f"# Training, side by side\n\n{today}, {os.cpu_count()} cores. Written by "
+        "`python -m benchmarks.training`.",
+        "## At the end\n\nWhole processes, from start to the last figure.\n\n" + endings(),
+        "## On the way\n\nThe first epoch after which one view of the 5,000 validation images is "
+        "classified so well; minutes count from the start of the process. n=1, seed 0.\n\n"
+        + milestones(),
+        "## Against the machine's limit\n\nThe products of a step on images of "
+        f"{SIDE} pixels alone are counted; the rest of it costs time, too. Medians of rounds in "
+        "turn, the least and the most.\n\n" + speeds(1 if args.short else ROUNDS),
+    )
+    if args.short:
+        print("\n\n".join(sections))
+        return
+    with replacing(PAGE) as part:
+        part.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
+    print(f"Written: {PAGE.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()
