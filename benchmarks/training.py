@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 
 from benchmarks.load import ROOT
 from benchmarks.serving import spread, table
@@ -63,9 +64,9 @@ def gflop_an_image(network: keras.Model) -> float:
     for layer in network.layers:
         if isinstance(layer, keras.layers.Conv2D):
             _, height, width, _ = layer.output.shape
-            forward += 2 * height * width * float(layer.kernel.size)
+            forward += 2 * height * width * float(np.prod(layer.kernel.shape))
         elif isinstance(layer, keras.layers.Dense):
-            forward += 2 * float(layer.kernel.size)
+            forward += 2 * float(np.prod(layer.kernel.shape))
     return 3 * forward / 1e9
 
 
