@@ -134,7 +134,7 @@ def against_epochs(histories: Mapping[str, Sequence[dict]], columns: int = 3) ->
 def bars(values: Mapping[str, float], reference: str, spread: float, label: str) -> Figure:
     """Horizontal bars of accuracies (0..1), the reference's marked through all of them.
 
-    The grey band, `spread` each way, is what another seed changes.
+    The grey band, `spread` each way, is the reference's standard error.
     """
     figure = Figure(figsize=(7.2, 0.5 * len(values) + 1), layout="constrained")
     axes = figure.subplots()
