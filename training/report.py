@@ -83,7 +83,7 @@ def draw(
     worst = wrong[np.argsort(-confidence[wrong])][:16]
     if len(worst):
         figures["Mistakes"] = plots.pictures(
-            np.stack([view_of(photos[i], 0, 96, "pad") for i in worst]),
+            np.stack([view_of(photos[i], 0, 64, "pad") for i in worst]),
             [f"{labels[best[i]]} {confidence[i]:.0%}\nis {labels[numbers[i]]}" for i in worst],
         )
     return figures

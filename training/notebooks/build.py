@@ -21,7 +21,7 @@ PLACES = {
     "transfer_learning": "docs",
     "prediction": "docs",
 }
-NOISE = ("INFO:tensorflow:", "\n")
+NOISE = ("INFO:tensorflow:", "WARNING:tensorflow:", "\n")
 
 
 def build(name: str) -> None:

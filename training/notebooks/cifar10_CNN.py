@@ -194,6 +194,9 @@ plots.show(plots.against_epochs({name: run.history for name, run in together.ite
 figures(together)
 
 # %% [markdown]
+# CONCLUSION-TOGETHER
+
+# %% [markdown]
 # ## What the fast recipe adds
 #
 # airbench94 (Jordan 2024, [arXiv:2404.00498](https://arxiv.org/abs/2404.00498)) gets to 94 % in
@@ -235,4 +238,15 @@ label = "validation accuracy after 6 epochs (%)"
 plots.show(plots.bars(accuracies, "all tricks", error, label), "tricks")
 
 # %% [markdown]
-# CONCLUSION-TRICKS
+# **Conclusion**: three tricks carry the recipe, and all three are about the first seconds: whitened
+# patches as a first layer that need not be learnt, convolutions that begin by handing their input
+# on (dirac), and biases that learn 64 times as fast. Each is worth between one and two points
+# after six epochs, several times the standard error (the grey band: 0.4 points on 5,000 images).
+# Label smoothing and lookahead are worth about half a point and a third of one, which a single run
+# cannot tell from chance; nor can it see any good in the alternating flip, which in Jordan's
+# measurements pays over more epochs. Test-time augmentation adds between 0.1 and 1.0 points, less
+# where the network was trained with all tricks. None of these cures overfitting: they are for
+# learning as much in ten epochs as others do in a hundred.
+#
+# Both recipes are put together and trained to their end in
+# [cifar10_model_training.ipynb](cifar10_model_training.ipynb).

@@ -64,12 +64,12 @@ labels, parts = found.labels, split(found.photos)
 print(report(found))
 
 # %%
-some = [next(p for p in parts[part] if p.label == label) for part in parts for label in labels]
+some = [photo for label in labels for photo in [p for p in parts["train"] if p.label == label][:2]]
 plots.show(
     plots.pictures(
-        np.stack([view_of(photo, 0, 96, "pad") for photo in some]),
+        np.stack([view_of(photo, 0, 64, "pad") for photo in some]),
         [photo.label for photo in some],
-        columns=len(labels),
+        columns=6,
     ),
     "transfer_photos",
 )
@@ -103,7 +103,8 @@ plots.show(
 )
 
 # %% [markdown]
-# CONCLUSION-FEATURES
+# **Conclusion**: it does. In two of 1,280 directions the forests already stand apart; buildings and
+# streets lie together, and so do glaciers, mountains and the sea. Those will be the mistakes.
 
 # %% [markdown]
 # ## How many photos does one need?
@@ -125,12 +126,15 @@ def accuracy_with(count):
 
 
 most = np.bincount(numbers["train"]).min()
-needed = {count: accuracy_with(count) for count in [5, 10, 20, 40, 80, 160] if count < most}
+needed = {count: accuracy_with(count) for count in [5, 10, 20, 40, 80] if 2 * count <= most}
 needed |= {int(most): accuracy_with(most)}
 plots.show(plots.growth(needed), "transfer_photos_needed")
 
 # %% [markdown]
-# CONCLUSION-COUNT
+# **Conclusion**: five photos of each class are enough for 85 % here; all of them bring three points
+# more. (Neighbouring points differ by chance: on some 220 validation photos the standard error of
+# an accuracy is two points.) What is hard to tell apart in these features stays hard with
+# more photos; then the features themselves must change.
 
 # %% [markdown]
 # ## The whole command
@@ -162,7 +166,11 @@ for caption, picture in pictures.items():
     display(plots.show(picture, f"transfer_{caption.lower()}"))
 
 # %% [markdown]
-# CONCLUSION-BUNDLE
+# **Conclusion**: tuning the last layers lifts the validation accuracy from 88 to 90 %, so it is
+# kept; of the test photos 91 % are classified rightly. The mistakes are where the picture of the
+# features had put them, and some are no mistakes: a glacier on a mountain is both. The last curve
+# says what the score is not: it orders photos by how familiar they are, and the less familiar ones
+# are hardly more often wrong. Which answer to doubt among the classes, the probability tells better.
 
 # %% [markdown]
 # ## None of these
