@@ -170,7 +170,8 @@ for caption, picture in pictures.items():
 # kept; of the test photos 91 % are classified rightly. The mistakes are where the picture of the
 # features had put them, and some are no mistakes: a glacier on a mountain is both. The last curve
 # says what the score is not: it orders photos by how familiar they are, and the less familiar ones
-# are hardly more often wrong. Which answer to doubt among the classes, the probability tells better.
+# are hardly more often wrong. Which answer to doubt among the classes, the probability tells
+# better.
 
 # %% [markdown]
 # ## None of these
