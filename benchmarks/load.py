@@ -77,10 +77,9 @@ def free_port() -> int:
 
 
 @contextmanager
-def serving(command: Sequence[str], path: str = "/health/ready") -> Iterator[tuple[str, int]]:
-    """A server by its command, in which {port} stands for its port; yields its address and PID."""
+def started(command: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """A server by its command, in which {port} stands for its port; yields its port and PID."""
     port = free_port()
-    address = f"http://127.0.0.1:{port}"
     process = subprocess.Popen(
         [part.format(port=port) for part in command],
         cwd=ROOT,
@@ -89,11 +88,19 @@ def serving(command: Sequence[str], path: str = "/health/ready") -> Iterator[tup
         stderr=subprocess.DEVNULL,
     )
     try:
-        wait_for(address + path)
-        yield address, process.pid
+        yield port, process.pid
     finally:
         process.terminate()
         process.wait(timeout=60)
+
+
+@contextmanager
+def serving(command: Sequence[str], path: str = "/health/ready") -> Iterator[tuple[str, int]]:
+    """A server that answers at `path`; yields its address and PID."""
+    with started(command) as (port, pid):
+        address = f"http://127.0.0.1:{port}"
+        wait_for(address + path)
+        yield address, pid
 
 
 def wait_for(url: str) -> None:

@@ -16,12 +16,10 @@ import http.client
 import io
 import os
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -35,10 +33,10 @@ from benchmarks.load import (
     FROG,
     ROOT,
     Load,
-    free_port,
     multipart,
     need_wrk,
     resident_megabytes,
+    started,
     wrk,
 )
 from rest_api.app import create_app
@@ -89,29 +87,11 @@ def inputs() -> dict[str, bytes]:
     }
 
 
-@contextmanager
-def started(command: Sequence[str]) -> Iterator[tuple[subprocess.Popen, int]]:
-    """A server and its port; it is stopped at the end."""
-    port = free_port()
-    process = subprocess.Popen(
-        [part.format(port=port) for part in command],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        yield process, port
-    finally:
-        process.terminate()
-        process.wait(timeout=60)
-
-
 def measure(
     command: Sequence[str], images: Mapping[str, bytes], connections: Sequence[int], seconds: int
 ) -> tuple[float, float, dict[tuple[str, int], Load]]:
     """Seconds to the first answer, MB under load, and what wrk saw of each input and load."""
-    with started(command) as (process, port):
+    with started(command) as (port, pid):
         address = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         ready = first_answer(address, images["32-pixel PNG"])
         loads = {}
@@ -119,7 +99,7 @@ def measure(
             url = f"http://127.0.0.1:{port}/predict"
             wrk(url, images[name], number, 1)
             loads[name, number] = wrk(url, images[name], number, seconds)
-        return ready, resident_megabytes(process.pid), loads
+        return ready, resident_megabytes(pid), loads
 
 
 def loop(image: bytes, seconds: float) -> float:
