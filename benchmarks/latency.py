@@ -25,11 +25,11 @@ ROOT = Path(__file__).parent.parent
 REQUESTS = 1000
 
 
-def jpeg_of_a_phone() -> bytes:
-    """A 12-megapixel photo: smooth shapes and the noise of a camera."""
+def jpeg_of_a_phone(width: int = 4000, height: int = 3000) -> bytes:
+    """A photo, of 12 megapixels: smooth shapes and the noise of a camera."""
     rng = np.random.default_rng(0)
     coarse = Image.fromarray(rng.integers(0, 256, (30, 40, 3), dtype=np.uint8))
-    smooth = np.asarray(coarse.resize((4000, 3000), Image.Resampling.BICUBIC)).astype(np.int16)
+    smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)).astype(np.int16)
     noisy = (smooth + rng.normal(0, 6, smooth.shape)).clip(0, 255).astype(np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(noisy).save(buffer, "JPEG", quality=90)

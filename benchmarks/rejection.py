@@ -39,7 +39,8 @@ def main() -> None:
     parser.add_argument("--width", type=float, default=1.0, help="MobileNetV2's alpha")
     args = parser.parse_args()
 
-    network = pooled(load_backbone(args.backbone, args.weights, width=args.width))
+    maps = load_backbone(args.backbone, args.weights, width=args.width)
+    network = pooled(maps, BACKBONES[args.backbone].side)
     cache = Path("runs", "features", cache_name(network, "squash"))
     tasks = {folder.name: survey(folder).photos for folder in args.photos}
     strangers = {

@@ -71,6 +71,17 @@ def test_one_interpreter_is_made_for_each_thread(monkeypatch):
     assert made == [1, 1, 1]
 
 
+def test_keras_engine_never_calls_model_predict(images, monkeypatch):
+    import keras
+
+    def slow(*_, **__):
+        raise AssertionError("tens of milliseconds of overhead")
+
+    for method in ("predict", "predict_on_batch"):
+        monkeypatch.setattr(keras.Model, method, slow, raising=False)
+    assert load_engine(load_bundle(DEFAULT_MODEL), "keras")(images).probabilities.shape == (40, 10)
+
+
 def test_serving_never_imports_tensorflow_nor_training():
     script = (
         "import sys; from rest_api.app import create_app; create_app();"

@@ -43,7 +43,7 @@ def network(data):
 @pytest.fixture(scope="module")
 def bundle(network, data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("export") / "bundle"
-    export.export(export.deployable(network, 0.5), folder, DESCRIPTION, *data, loss_allowed=1)
+    export.export(export.deployable(network, 0.5), folder, DESCRIPTION, *data)
     return load_bundle(folder)
 
 
@@ -89,16 +89,22 @@ def test_formats_that_disagree_write_nothing(network, data, tmp_path, monkeypatc
     assert list(tmp_path.iterdir()) == []
 
 
-def test_loss_of_accuracy_by_eight_bits_writes_nothing(network, data, tmp_path):
+def test_loss_of_accuracy_by_eight_bits_writes_nothing(network, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "MAX_LOSS", -1)
     with pytest.raises(export.ExportError, match="8-bit LiteRT is right on"):
-        export.export(
-            export.deployable(network, 1.0),
-            tmp_path / "bundle",
-            DESCRIPTION,
-            *data,
-            loss_allowed=-1,
-        )
+        export.export(export.deployable(network, 1.0), tmp_path / "bundle", DESCRIPTION, *data)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_loss_counts_only_beyond_chance():
+    right = np.ones(250, bool)
+    wrong_on = np.arange(250)
+    two, ten = (export.loss_and_error(right, wrong_on >= lost) for lost in (2, 10))
+    assert two[0] == pytest.approx(2 / 250)
+    assert two[0] - 2 * two[1] < export.MAX_LOSS  # two of 250 prove nothing
+    assert ten[0] - 2 * ten[1] > export.MAX_LOSS  # ten do
+    swapped = np.arange(250) % 2 == 0
+    assert export.loss_and_error(swapped, ~swapped)[0] == 0
 
 
 def test_failed_export_leaves_the_old_bundle(tmp_path):

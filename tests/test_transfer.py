@@ -47,7 +47,7 @@ def photos(tmp_path_factory) -> Path:
 def small_backbone(*_, **__) -> keras.Model:
     """Stands for a backbone: quick, and good enough for colours."""
     keras.utils.set_random_seed(0)
-    images, maps = keras.Input((SIDE, SIDE, 3)), keras.Input((SIDE, SIDE, 3))
+    images, maps = keras.Input((None, None, 3)), keras.Input((None, None, 3))
     convolved = keras.layers.Conv2D(24, 3, strides=2)(maps)
     normed = keras.layers.BatchNormalization()(convolved)
     inner = keras.Model(maps, keras.layers.ReLU()(normed))
@@ -61,7 +61,7 @@ def result(photos, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(transfer, "load_backbone", small_backbone)
         figures, _ = transfer.transfer(
-            photos, folder / "bundle", tune=False, saved_model=True, runs=folder / "runs"
+            photos, folder / "bundle", side=SIDE, tune=False, saved_model=True, runs=folder / "runs"
         )
     return figures, folder
 
@@ -69,7 +69,7 @@ def result(photos, tmp_path_factory):
 def test_backbone_contains_its_own_preprocessing():
     images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3)).astype(np.float32)
     for name in ("mobilenetv2", "vgg16", "densenet121"):
-        network = load_backbone(name, "random", side=64)
+        network = load_backbone(name, "random")
         preprocess = getattr(applications, BACKBONES[name].module).preprocess_input
         expected = network.layers[-1](preprocess(images.copy()))
         np.testing.assert_allclose(network(images), expected, atol=1e-5)
@@ -77,7 +77,7 @@ def test_backbone_contains_its_own_preprocessing():
 
 def test_features_of_random_weights_do_not_vanish():
     images = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3)).astype(np.float32)
-    maps = np.asarray(load_backbone("mobilenetv2", "random", side=64)(images))
+    maps = np.asarray(load_backbone("mobilenetv2", "random")(images))
     assert maps.std(0).mean() > 0.01
 
 
@@ -102,7 +102,7 @@ def test_weights_that_cannot_be_had_are_explained(tmp_path, monkeypatch):
 
 
 def test_features_are_computed_once_for_each_content(photos, tmp_path, monkeypatch):
-    network = pooled(small_backbone())
+    network = pooled(small_backbone(), SIDE)
     some = survey(photos).photos[:40]
     cache = tmp_path / cache_name(network, "squash")
     first = features(network, some[:30], cache, views=3)
@@ -120,7 +120,7 @@ def test_features_are_computed_once_for_each_content(photos, tmp_path, monkeypat
 
 
 def test_damaged_cache_is_computed_anew(photos, tmp_path):
-    network = pooled(small_backbone())
+    network = pooled(small_backbone(), SIDE)
     some, cache = survey(photos).photos[:5], tmp_path / "features.npz"
     first = features(network, some, cache)
     cache.write_bytes(cache.read_bytes()[:500])
@@ -129,7 +129,9 @@ def test_damaged_cache_is_computed_anew(photos, tmp_path):
 
 def test_other_weights_or_policies_have_other_caches():
     keras.utils.set_random_seed(0)
-    one, other = (load_backbone("mobilenetv2", "random", width=0.35, side=SIDE) for _ in "ab")
+    one, other = (
+        pooled(load_backbone("mobilenetv2", "random", width=0.35), SIDE) for _ in range(2)
+    )
     assert cache_name(one, "squash") == cache_name(one, "squash")
     assert (
         len({cache_name(one, "squash"), cache_name(one, "pad"), cache_name(other, "squash")}) == 3
@@ -163,6 +165,27 @@ def test_scores_are_those_of_numpy():
     apart = x[:, None] - known.centroids  # (50, 3, 8)
     distances = np.einsum("ncd,de,nce->nc", apart, inverse, apart)
     np.testing.assert_allclose(scores["mahalanobis"], -distances.min(1), rtol=2e-3)
+
+
+def test_heads_side_by_side_keep_each_its_own_penalty(monkeypatch):
+    rng = np.random.default_rng(0)
+    labels = np.arange(1000) % 3
+    vectors = (rng.normal(size=(1000, 8)) + 4 * np.eye(3, 8)[labels]).astype(np.float32)
+
+    def logits_with(*penalties: float) -> np.ndarray:
+        monkeypatch.setattr(tuning, "HEAD_L2", penalties)
+        head = tuning.fit_head(vectors[:900, None], labels[:900], vectors[900:], labels[900:], 0)
+        return np.asarray(head(vectors))
+
+    alone = logits_with(0.01)
+    assert (alone[900:].argmax(1) == labels[900:]).mean() > 0.8
+    np.testing.assert_allclose(logits_with(0.01, 1e3), alone, atol=0.05)
+    np.testing.assert_allclose(logits_with(1e3, 0.01), alone, atol=0.05)
+    assert abs(logits_with(1e3)).max() < 0.1 < abs(alone).max()
+
+
+def test_tuning_sees_images_a_little_smaller_than_those_served():
+    assert [tuning.side_of_tuning(side) for side in (32, 224, 256, 299)] == [32, 192, 224, 256]
 
 
 def test_classes_are_learnt_and_figures_told(result):
@@ -220,6 +243,7 @@ def test_background_becomes_a_reason_to_reject(photos, tmp_path, monkeypatch):
         photos,
         tmp_path / "bundle",
         background=tmp_path / "else",
+        side=SIDE,
         tune=False,
         runs=tmp_path / "runs",
     )
@@ -234,14 +258,15 @@ def test_fine_tuning_that_harms_is_taken_back(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(tuning, "TUNE_RATE", 1.0)
     _, gathered = transfer.gather(photos, None, 0)
     images = np.random.default_rng(0).integers(0, 256, (4, SIDE, SIDE, 3)).astype(np.float32)
-    network = pooled(small_backbone())
+    backbone = small_backbone()
+    network = pooled(backbone, SIDE)
     how = {"resize": "squash", "runs": tmp_path, "seed": 0}
-    head, _ = transfer.train_network(gathered, network, tune=False, **how)
+    head, _ = transfer.train_network(gathered, network, None, **how)
     before = np.asarray(head(network(images)))
-    head, history = transfer.train_network(gathered, network, tune=True, **how)
+    head, history = transfer.train_network(gathered, network, pooled(backbone), **how)
     assert len(history) == 1
     np.testing.assert_allclose(head(network(images)), before, atol=1e-4)
-    _, again = transfer.train_network(gathered, network, tune=True, **how)
+    _, again = transfer.train_network(gathered, network, pooled(backbone), **how)
     assert again == history  # a finished run is repeated, not trained again
 
 

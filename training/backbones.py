@@ -1,5 +1,6 @@
 """Networks trained on ImageNet, from keras.applications, as extractors of features."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +15,11 @@ class Backbone:
 
     constructor: str
     module: str
-    side: int = 224  # pixels that it was trained at
+    side: int = 224  # pixels that photos are shown to it with
 
 
 BACKBONES = {
-    "mobilenetv2": Backbone("MobileNetV2", "mobilenet_v2"),
+    "mobilenetv2": Backbone("MobileNetV2", "mobilenet_v2", 256),  # dishes gain a point over 224
     "vgg16": Backbone("VGG16", "vgg16"),
     "resnet50": Backbone("ResNet50", "resnet50"),
     "inceptionv3": Backbone("InceptionV3", "inception_v3", 299),
@@ -34,23 +35,25 @@ class WeightsError(Exception):
 
 
 def load_backbone(
-    name: str, weights: str | Path | None = None, *, width: float = 1.0, side: int | None = None
+    name: str, weights: str | Path | None = None, *, width: float = 1.0
 ) -> keras.Model:
-    """A network from images (N, side, side, 3), values 0..255, to maps (N, h, w, channels).
+    """A network from images (N, H, W, 3), values 0..255, to maps (N, h, w, channels).
 
-    The preprocessing that the backbone was trained with is part of it. `weights` is a file, or
-    None for Keras's download, or RANDOM. `width` is MobileNetV2's alpha. Raises WeightsError.
+    Images may have any size; the preprocessing that the backbone was trained with is part of it.
+    `weights` is a file, or None for Keras's download, or RANDOM. `width` is MobileNetV2's alpha.
+    Raises WeightsError.
     """
     backbone = BACKBONES[name]
-    side = side or backbone.side
-    images = keras.Input((side, side, 3), name="image")
+    images = keras.Input((None, None, 3), name="image")
     preprocess = getattr(applications, backbone.module).preprocess_input
     how = {"alpha": width} if name == "mobilenetv2" else {}
     source = {None: "imagenet", RANDOM: None}.get(weights, weights)
     try:
-        network = getattr(applications, backbone.constructor)(
-            include_top=False, input_shape=(side, side, 3), weights=source, **how
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`input_shape` is undefined")  # it is, on purpose
+            network = getattr(applications, backbone.constructor)(
+                include_top=False, input_shape=(None, None, 3), weights=source, **how
+            )
     except Exception as error:  # Keras raises a bare Exception where a download fails
         raise WeightsError(explain(name, weights, error)) from error
     model = keras.Model(images, network(preprocess(images)), name=name)
@@ -66,7 +69,7 @@ def settle(model: keras.Model, layers: Sequence[keras.Layer]) -> None:
     for norm in norms:
         norm.momentum = 0.0
     blots = keras.random.uniform((16, 3, 3, 3), 0, 255)
-    model(keras.ops.image.resize(blots, model.input_shape[1:3]), training=True)
+    model(keras.ops.image.resize(blots, (128, 128)), training=True)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
 

@@ -48,15 +48,16 @@ def random_crop(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     return ImageEnhance.Contrast(image).enhance(rng.uniform(*LIGHT))
 
 
-def pooled(backbone: keras.Model) -> keras.Model:
-    """The network from images (N, side, side, 3) to features (N, channels).
+def pooled(backbone: keras.Model, side: int | None = None) -> keras.Model:
+    """The network from images (N, side, side, 3), or of any size, to features (N, channels).
 
-    They are the mean of each map over the image, and of that the root, its sign kept: a few large
+    Those are the mean of each map over the image, and of that the root, its sign kept: a few large
     values would drown the others (Perronnin, Sánchez & Mensink 2010).
     """
-    mean = keras.layers.GlobalAveragePooling2D()(backbone.output)
+    images = keras.Input((side, side, 3), name="image")
+    mean = keras.layers.GlobalAveragePooling2D()(backbone(images))
     roots = ops.sign(mean) * (ops.sqrt(ops.abs(mean) + SOFTENED) - SOFTENED**0.5)
-    return keras.Model(backbone.input, roots, name=backbone.name)
+    return keras.Model(images, roots, name=backbone.name)
 
 
 def features(

@@ -123,6 +123,7 @@ def against_epochs(histories: Mapping[str, Sequence[dict]], columns: int = 3) ->
         ):
             axes.plot(epochs, [row[key] * 100 for row in history], line, color=colour, label=label)
         axes.set_title(name, fontsize=12)
+        axes.xaxis.get_major_locator().set_params(integer=True)
     for axes in panels[len(histories) :]:
         axes.remove()
     figure.supxlabel("epoch")

@@ -25,7 +25,7 @@ from rest_api.bundle import BundleError, Resize, load_bundle
 from rest_api.engine import Answers
 from training import metrics, plots
 from training.backbones import BACKBONES, WeightsError, load_backbone
-from training.export import COVERAGE, MAX_LOSS, ExportError, export, refuse_other_folder
+from training.export import COVERAGE, ExportError, export, refuse_other_folder
 from training.features import VIEWS, answers_to, cache_name, features, pooled, view_of
 from training.photos import (
     MIN_PHOTOS,
@@ -44,7 +44,7 @@ from training.photos import (
 from training.rejection import Known, Score, mahalanobis
 from training.report import as_lines, examine, write_report
 from training.train import versions
-from training.tuning import Batches, fine_tune, fit_head, one_hot
+from training.tuning import SETTINGS, Batches, fine_tune, fit_head, one_hot, side_of_tuning
 
 MOST_CHECKED = 500  # test photos on which the exported formats are compared
 BACKGROUND = "(background)"  # the class of what is none of the classes
@@ -92,29 +92,36 @@ def gather(folder: Path, background: Path | None, seed: int) -> tuple[Survey, Ph
 
 
 def train_network(
-    photos: Photos, network: keras.Model, resize: Resize, runs: Path, *, tune: bool, seed: int
+    photos: Photos,
+    network: keras.Model,
+    tuned: keras.Model | None,
+    resize: Resize,
+    runs: Path,
+    seed: int,
 ) -> tuple[keras.Model, list[dict[str, float]]]:
-    """Train a head, features → logits, and with `tune` the network's last layers with it.
+    """Train a head, features → logits, and the last layers of `tuned`, where given, with it.
 
-    `network` is one of features.pooled. Returns the head and the history of fine-tuning, which
-    changes nothing where the validation photos gain nothing by it.
+    Both networks are features.pooled of one backbone; `tuned` takes images of any size. Returns the
+    head and the history of fine-tuning, which changes nothing where the validation photos gain
+    nothing by it.
     """
     cache = runs / "features" / cache_name(network, resize)
     train = features(network, photos.parts["train"], cache, resize=resize, views=VIEWS)
     validation = features(network, photos.parts["validation"], cache, resize=resize)[:, 0]
     numbers = photos.numbers("validation")
     head = fit_head(train, photos.numbers("train"), validation, numbers, seed)
-    if not tune:
+    if tuned is None:
         return head, []
     side = network.input_shape[1]
-    tuning, watched = (
-        Batches(photos.parts[part], one_hot(photos.numbers(part)), side, resize, view)
-        for part, view in (("train", None), ("validation", 0))
+    training, watched = (
+        Batches(photos.parts[part], one_hot(photos.numbers(part)), size, resize, view)
+        for part, size, view in (("train", side_of_tuning(side), None), ("validation", side, 0))
     )
-    whole = keras.Model(network.input, head(network.output))
-    what = repr([cache.name, seed, *((p.digest, p.label) for p in photos.parts["train"])])
+    whole = keras.Model(tuned.input, head(tuned.output))
+    photographed = [(p.digest, p.label) for p in photos.parts["train"]]
+    what = repr([cache.name, seed, SETTINGS, photographed])
     run = runs / f"tuning-{hashlib.sha256(what.encode()).hexdigest()[:12]}"
-    return head, fine_tune(whole, tuning, watched, run)
+    return head, fine_tune(whole, training, watched, run)
 
 
 def scorer(photos: Photos, network: keras.Model, resize: Resize, runs: Path) -> tuple[str, Score]:
@@ -200,7 +207,6 @@ def export_classifier(
         description,
         np.stack([view_of(photo, 0, side, classifier.resize) for photo in test]),
         photos.numbers("test")[: len(test)],
-        loss_allowed=MAX_LOSS + 3 / len(test),  # three photos, where they are few
         saved_model=saved_model,
     )
 
@@ -229,8 +235,10 @@ def transfer(
     refuse_other_folder(destination)
     found, photos = gather(folder, background, seed)
     print(report(found, seed), flush=True)
-    network = pooled(load_backbone(backbone, weights, width=width, side=side))
-    head, history = train_network(photos, network, resize, runs, tune=tune, seed=seed)
+    maps, side = load_backbone(backbone, weights, width=width), side or BACKBONES[backbone].side
+    network = pooled(maps, side)
+    tuned = pooled(maps) if tune else None
+    head, history = train_network(photos, network, tuned, resize, runs, seed)
     score_name, score = scorer(photos, network, resize, runs)
     classifier = Classifier(photos, network, head, resize, score_name, score)
     training = {"backbone": backbone, "width": width, "seed": seed, "tuned_epochs": len(history)}
@@ -270,7 +278,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--compare", nargs="+", choices=list(BACKBONES), help="train several, print a table")
     add("--weights", help="file of ImageNet weights, or 'random' (Keras's download)")
     add("--width", type=float, default=1.0, help="MobileNetV2's alpha (%(default)s)")
-    add("--size", type=int, help="pixels of a side (what the backbone was trained at)")
+    add("--size", type=int, help="pixels of a side (the backbone's)")
     add("--resize", choices=get_args(Resize), default="squash", help="(%(default)s)")
     add("--background", type=Path, help="photos of anything else, to be told apart")
     add("--saved-model", action="store_true", help="write a TensorFlow SavedModel, too")

@@ -40,7 +40,7 @@ from rest_api.app import create_app
 from rest_api.bundle import load_bundle
 from rest_api.settings import Settings
 from training import metrics, plots
-from training.backbones import load_backbone
+from training.backbones import BACKBONES, load_backbone
 from training.features import VIEWS, cache_name, features, pooled, view_of
 from training.photos import report, split, survey
 from training.report import as_lines
@@ -83,7 +83,8 @@ plots.show(
 # kept. Of those 1,280 numbers a photo, the picture shows the two directions that differ most.
 
 # %%
-network = pooled(load_backbone("mobilenetv2", WEIGHTS, width=WIDTH))
+side = BACKBONES["mobilenetv2"].side
+network = pooled(load_backbone("mobilenetv2", WEIGHTS, width=WIDTH), side)
 cache = Path("runs", "features", cache_name(network, "squash"))
 seen = {
     part: features(network, photos, cache, views=VIEWS if part == "train" else 1)
