@@ -18,7 +18,7 @@ from training.export import COVERAGE
 from training.features import VIEWS, cache_name, features, pooled
 from training.photos import files_in, look, split, survey
 from training.rejection import SCORES, Known
-from training.tuning import fit_head
+from training.tuning import best_penalty, fit_heads
 
 SEEDS = (0, 1, 2)
 
@@ -65,10 +65,9 @@ def main() -> None:
             }
             train, validation, test = parts["train"], parts["validation"], parts["test"]
             mine = seen[name]
-            head = fit_head(
-                mine[train], numbers[train], mine[validation][:, 0], numbers[validation], seed
-            )
-            scorer = scores_of(head, Known(mine[train][:, 0], numbers[train]))
+            heads = fit_heads(mine[train], numbers[train], seed)
+            best = best_penalty(heads, mine[validation][:, 0], numbers[validation])
+            scorer = scores_of(heads[best], Known(mine[train][:, 0], numbers[train]))
             checked, tested = (
                 scorer.predict(mine[some][:, 0], verbose=0) for some in (validation, test)
             )

@@ -17,6 +17,7 @@ import io
 import os
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -24,6 +25,7 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
+import keras
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
@@ -45,6 +47,7 @@ from rest_api.engine import load_engine
 from rest_api.images import decode, fit
 from rest_api.settings import DEFAULT_MODEL
 from training import plots
+from training.export import write_formats, write_manifest
 from training.files import replacing
 
 PAGE = ROOT / "benchmarks" / "serving.md"
@@ -56,7 +59,10 @@ OURS = "ours, 8 bits"
 APP = ("rest_api/app.py", "--port", "{port}", "--drain", "0")
 SERVERS = {  # name: (environment, command after its bin/)
     OURS: ("ours", ("python", *APP)),
-    "ours, 32 bits": ("ours", ("python", *APP, "--engine", "litert-float32")),
+    "ours, 32 bits": (
+        "ours",
+        ("python", *APP, "--engine", "litert-float32", "--model", "{bundle}"),
+    ),
     "ours, Keras": (HERE, ("python", *APP, "--engine", "keras")),
     "blog pattern": ("blog", ("python", "-m", "benchmarks.rivals.blog", "{port}")),
     "LitServe": ("litserve", ("python", "-m", "benchmarks.rivals.lit", "{port}")),
@@ -85,6 +91,15 @@ def inputs() -> dict[str, bytes]:
         "256-pixel JPEG": FROG.read_bytes(),
         "12-megapixel JPEG": jpeg_of_a_phone(),
     }
+
+
+def complete_bundle(folder: Path) -> Path:
+    """The shipped network in all formats; its 32-bit LiteRT file is too large to be shipped."""
+    network = keras.saving.load_model(DEFAULT_MODEL / "model.keras", compile=False)
+    write_formats(network, folder)
+    manifest = load_bundle(DEFAULT_MODEL).manifest
+    write_manifest(folder, {k: v for k, v in manifest.items() if k not in ("schema", "files")})
+    return folder
 
 
 def measure(
@@ -255,6 +270,42 @@ def draw(rounds: Sequence[Mapping[str, Mapping[tuple[str, int], Load]]]) -> Figu
     return figure
 
 
+def commands_in(venvs: Path, bundle: Path) -> dict[str, list[str]]:
+    """The command of each server whose environment is there."""
+    commands = {}
+    for name, (environment, (program, *rest)) in SERVERS.items():
+        if (binary := environment_of(environment, venvs) / "bin" / program).exists():
+            commands[name] = [
+                str(binary),
+                *(part.replace("{bundle}", str(bundle)) for part in rest),
+            ]
+        else:
+            print(f"{name} is left out: there is no {binary}", file=sys.stderr)
+    return commands
+
+
+def take_turns(
+    commands: Mapping[str, Sequence[str]],
+    venvs: Path,
+    images: Mapping[str, bytes],
+    connections: Sequence[int],
+    number: int,
+) -> tuple[list[dict[str, dict[tuple[str, int], Load]]], list[dict[str, float]], dict[str, Cost]]:
+    """Each round's loads by server, its limits, and what each server needs."""
+    rounds, limits, costs = [], [], {}
+    for turn in range(number):
+        limits.append(limit(images, SECONDS))
+        seen = {}
+        for name, command in commands.items():
+            ready, resident, seen[name] = measure(command, images, connections, SECONDS)
+            installed = installed_megabytes(environment_of(SERVERS[name][0], venvs))
+            least = min(ready, costs[name].first_answer) if name in costs else ready
+            costs[name] = Cost(least, resident, installed)
+            print(f"round {turn + 1}: {name}, first answer after {ready:.2f} s", flush=True)
+        rounds.append(seen)
+    return rounds, limits, costs
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure this server beside others.")
     parser.add_argument("--venvs", type=Path, required=True, help="a folder of their environments")
@@ -262,24 +313,10 @@ def main() -> None:
     args = parser.parse_args()
     need_wrk()
     connections, number = ((16,), 1) if args.short else (CONNECTIONS, ROUNDS)
-    commands = {}
-    for name, (environment, (program, *rest)) in SERVERS.items():
-        if (binary := environment_of(environment, args.venvs) / "bin" / program).exists():
-            commands[name] = [str(binary), *rest]
-        else:
-            print(f"{name} is left out: there is no {binary}", file=sys.stderr)
     images = inputs()
-    rounds, limits, costs = [], [], {}
-    for turn in range(number):
-        limits.append(limit(images, SECONDS))
-        seen = {}
-        for name, command in commands.items():
-            ready, resident, seen[name] = measure(command, images, connections, SECONDS)
-            installed = installed_megabytes(environment_of(SERVERS[name][0], args.venvs))
-            least = min(ready, costs[name].first_answer) if name in costs else ready
-            costs[name] = Cost(least, resident, installed)
-            print(f"round {turn + 1}: {name}, first answer after {ready:.2f} s", flush=True)
-        rounds.append(seen)
+    with tempfile.TemporaryDirectory() as folder:
+        commands = commands_in(args.venvs, complete_bundle(Path(folder)))
+        rounds, limits, costs = take_turns(commands, args.venvs, images, connections, number)
     breakdown = {name: stages(image) for name, image in images.items()}
     if args.short:
         print(page(rounds, costs, limits, breakdown))

@@ -61,7 +61,12 @@ def result(photos, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(transfer, "load_backbone", small_backbone)
         figures, _ = transfer.transfer(
-            photos, folder / "bundle", side=SIDE, tune=False, saved_model=True, runs=folder / "runs"
+            photos,
+            folder / "bundle",
+            side=SIDE,
+            tuning=False,
+            saved_model=True,
+            runs=folder / "runs",
         )
     return figures, folder
 
@@ -167,15 +172,15 @@ def test_scores_are_those_of_numpy():
     np.testing.assert_allclose(scores["mahalanobis"], -distances.min(1), rtol=2e-3)
 
 
-def test_heads_side_by_side_keep_each_its_own_penalty(monkeypatch):
+def test_heads_side_by_side_keep_each_its_own_penalty():
     rng = np.random.default_rng(0)
     labels = np.arange(1000) % 3
     vectors = (rng.normal(size=(1000, 8)) + 4 * np.eye(3, 8)[labels]).astype(np.float32)
 
     def logits_with(*penalties: float) -> np.ndarray:
-        monkeypatch.setattr(tuning, "HEAD_L2", penalties)
-        head = tuning.fit_head(vectors[:900, None], labels[:900], vectors[900:], labels[900:], 0)
-        return np.asarray(head(vectors))
+        heads = tuning.fit_heads(vectors[:900, None], labels[:900], 0, penalties)
+        best = tuning.best_penalty(heads, vectors[900:], labels[900:])
+        return np.asarray(heads[best](vectors))
 
     alone = logits_with(0.01)
     assert (alone[900:].argmax(1) == labels[900:]).mean() > 0.8
@@ -244,7 +249,7 @@ def test_background_becomes_a_reason_to_reject(photos, tmp_path, monkeypatch):
         tmp_path / "bundle",
         background=tmp_path / "else",
         side=SIDE,
-        tune=False,
+        tuning=False,
         runs=tmp_path / "runs",
     )
     manifest = load_bundle(tmp_path / "bundle").manifest
@@ -254,20 +259,49 @@ def test_background_becomes_a_reason_to_reject(photos, tmp_path, monkeypatch):
 
 
 def test_fine_tuning_that_harms_is_taken_back(photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(tuning, "TUNE_EPOCHS", 1)
+    monkeypatch.setattr(transfer, "TUNE_EPOCHS", 1)
     monkeypatch.setattr(tuning, "TUNE_RATE", 1.0)
     _, gathered = transfer.gather(photos, None, 0)
     images = np.random.default_rng(0).integers(0, 256, (4, SIDE, SIDE, 3)).astype(np.float32)
     backbone = small_backbone()
     network = pooled(backbone, SIDE)
     how = {"resize": "squash", "runs": tmp_path, "seed": 0}
-    head, _ = transfer.train_network(gathered, network, None, **how)
+    head, _, _ = transfer.learn(transfer.Task(gathered, network, None, **how), ["train"])
     before = np.asarray(head(network(images)))
-    head, history = transfer.train_network(gathered, network, pooled(backbone), **how)
-    assert len(history) == 1
+    task = transfer.Task(gathered, network, pooled(backbone), **how)
+    head, choice, history = transfer.learn(task, ["train"])
+    assert len(history) == choice.epochs == 1
+    assert choice.share == 0
     np.testing.assert_allclose(head(network(images)), before, atol=1e-4)
-    _, again = transfer.train_network(gathered, network, pooled(backbone), **how)
+    _, _, again = transfer.learn(task, ["train"])
     assert again == history  # a finished run is repeated, not trained again
+
+
+def test_validation_photos_are_learnt_from_once_all_is_chosen(photos, tmp_path, monkeypatch):
+    learnt = []
+
+    def learn(task, parts, choice=None, original=transfer.learn):
+        learnt.append((parts, choice))
+        return original(task, parts, choice)
+
+    monkeypatch.setattr(transfer, "learn", learn)
+    monkeypatch.setattr(transfer, "load_backbone", small_backbone)
+    monkeypatch.setattr(transfer, "TUNE_EPOCHS", 1)
+    transfer.transfer(photos, tmp_path / "bundle", side=SIDE, runs=tmp_path / "runs")
+    (first, nothing), (second, choice) = learnt
+    assert (first, nothing) == (["train"], None)
+    assert second == ["train", "validation"]
+    assert choice is not None
+
+
+def test_mixed_images_keep_more_of_themselves_than_of_others():
+    images = np.stack([np.full((4, 4, 3), value, np.uint8) for value in (0, 200)] * 8)
+    labels = np.eye(2, dtype=np.float32)[[0, 1] * 8]
+    blended, shares = tuning.mixed(images, labels, np.random.default_rng(0))
+    assert shares.argmax(1).tolist() == labels.argmax(1).tolist()
+    np.testing.assert_allclose(shares.sum(1), 1, atol=1e-6)
+    np.testing.assert_allclose(blended[:, 0, 0, 0], 200 * shares[:, 1], atol=1)
+    assert (blended[:, 0, 0, 0] % 200 > 0).any()
 
 
 def test_folder_of_no_use_is_refused_in_one_line(tmp_path):

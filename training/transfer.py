@@ -2,8 +2,9 @@
 
 PHOTOS holds one folder of photos a class. What a backbone, trained on ImageNet, sees in them is
 computed once and kept; a linear head is trained on that, then the backbone's last layers too where
-the validation photos gain by it. The bundle's network also says how familiar a photo is, so that
-"none of these" can be an answer. The same command goes on after an interruption.
+the validation photos gain by it. When all is chosen, the same is trained once more, on the
+validation photos too. The bundle's network also says how familiar a photo is, so that "none of
+these" can be an answer. The same command goes on after an interruption.
 """
 
 import argparse
@@ -44,7 +45,19 @@ from training.photos import (
 from training.rejection import Known, Score, mahalanobis
 from training.report import as_lines, examine, write_report
 from training.train import versions
-from training.tuning import SETTINGS, Batches, fine_tune, fit_head, one_hot, side_of_tuning
+from training.tuning import (
+    HEAD_L2,
+    SETTINGS,
+    TUNE_EPOCHS,
+    Batches,
+    best_penalty,
+    best_share,
+    blend,
+    fit_heads,
+    one_hot,
+    side_of_tuning,
+    tune,
+)
 
 MOST_CHECKED = 500  # test photos on which the exported formats are compared
 BACKGROUND = "(background)"  # the class of what is none of the classes
@@ -91,82 +104,115 @@ def gather(folder: Path, background: Path | None, seed: int) -> tuple[Survey, Ph
     return found, Photos(found.labels, parts)
 
 
-def train_network(
-    photos: Photos,
-    network: keras.Model,
-    tuned: keras.Model | None,
-    resize: Resize,
-    runs: Path,
-    seed: int,
-) -> tuple[keras.Model, list[dict[str, float]]]:
-    """Train a head, features → logits, and the last layers of `tuned`, where given, with it.
+@dataclass(frozen=True)
+class Task:
+    """What is learnt from, and how. Both networks are features.pooled of one backbone."""
 
-    Both networks are features.pooled of one backbone; `tuned` takes images of any size. Returns the
-    head and the history of fine-tuning, which changes nothing where the validation photos gain
-    nothing by it.
+    photos: Photos
+    network: keras.Model  # as it is served
+    tuned: keras.Model | None  # for images of any size; None where it is not to be changed
+    resize: Resize
+    runs: Path
+    seed: int
+
+    def seen(self, photos: Sequence[Photo], views: int = 1) -> np.ndarray:
+        """What the network, as it now is, sees in photos: (N, views, channels)."""
+        cache = self.runs / "features" / cache_name(self.network, self.resize)
+        return features(self.network, photos, cache, resize=self.resize, views=views)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the validation photos decide."""
+
+    penalty: float  # L2 of the head
+    epochs: int = 0  # of tuning
+    share: float = 0.0  # of the way to the tuned weights; 0: tuning is not worth it
+
+
+def learn(
+    task: Task, parts: Sequence[Part], choice: Choice | None = None
+) -> tuple[keras.Model, Choice, list[dict[str, float]]]:
+    """Train a head, features → logits, and the network's last layers with it, on some parts.
+
+    Without a `choice` the validation photos decide. Returns the head, what was chosen and the
+    history of tuning.
     """
-    cache = runs / "features" / cache_name(network, resize)
-    train = features(network, photos.parts["train"], cache, resize=resize, views=VIEWS)
-    validation = features(network, photos.parts["validation"], cache, resize=resize)[:, 0]
-    numbers = photos.numbers("validation")
-    head = fit_head(train, photos.numbers("train"), validation, numbers, seed)
-    if tuned is None:
-        return head, []
-    side = network.input_shape[1]
-    training, watched = (
-        Batches(photos.parts[part], one_hot(photos.numbers(part)), size, resize, view)
-        for part, size, view in (("train", side_of_tuning(side), None), ("validation", side, 0))
+    photos = [photo for part in parts for photo in task.photos.parts[part]]
+    numbers = np.concatenate([task.photos.numbers(part) for part in parts])
+    checked, answers = task.photos.parts["validation"], task.photos.numbers("validation")
+    penalties = [choice.penalty] if choice else HEAD_L2
+    heads = fit_heads(task.seen(photos, VIEWS), numbers, task.seed, penalties)
+    penalty = choice.penalty if choice else best_penalty(heads, task.seen(checked)[:, 0], answers)
+    head = heads[penalty]
+    if task.tuned is None or (choice and not choice.share):
+        return head, Choice(penalty), []
+
+    whole, side = (
+        keras.Model(task.tuned.input, head(task.tuned.output)),
+        task.network.input_shape[1],
     )
-    whole = keras.Model(tuned.input, head(tuned.output))
-    photographed = [(p.digest, p.label) for p in photos.parts["train"]]
-    what = repr([cache.name, seed, SETTINGS, photographed])
-    run = runs / f"tuning-{hashlib.sha256(what.encode()).hexdigest()[:12]}"
-    return head, fine_tune(whole, training, watched, run)
-
-
-def scorer(photos: Photos, network: keras.Model, resize: Resize, runs: Path) -> tuple[str, Score]:
-    """How familiar a photo is, and what that is called: by the background, or else by distance."""
-    if photos.of("train", background=True):
-        return "above background", above_background
-    cache = runs / "features" / cache_name(network, resize)
-    train = features(network, photos.parts["train"], cache, resize=resize)[:, 0]
-    return "mahalanobis", mahalanobis(Known(train, photos.numbers("train")))
+    start = whole.get_weights()
+    batches = Batches(photos, one_hot(numbers), side_of_tuning(side), task.resize)
+    network = cache_name(task.network, task.resize)
+    what = repr([network, task.seed, SETTINGS, choice, [(p.digest, p.label) for p in photos]])
+    run = task.runs / f"tuning-{hashlib.sha256(what.encode()).hexdigest()[:12]}"
+    if choice:
+        history = tune(whole, batches, run, epochs=choice.epochs)
+    else:
+        watched = Batches(checked, one_hot(answers), side, task.resize, view=0)
+        history = tune(whole, batches, run, epochs=TUNE_EPOCHS, validation=watched)
+        choice = Choice(penalty, len(history), best_share(whole, start, watched))
+    blend(whole, start, whole.get_weights(), choice.share)
+    return head, choice, history
 
 
 @dataclass(frozen=True)
 class Classifier:
     """A trained classifier: images → features → logits, and a score of the features."""
 
-    photos: Photos
-    network: keras.Model
+    task: Task
     head: keras.Model
-    resize: Resize
     score_name: str
     score: Score
 
     def served(self, temperature: float) -> keras.Model:
         """The network as it is served: from images to probabilities of the classes and scores."""
-        features = self.network.output
+        features = self.task.network.output
         logits = self.head(features)
-        known = logits[:, : len(self.photos.labels)]
+        known = logits[:, : len(self.task.photos.labels)]
         scaled = keras.layers.Rescaling(1 / temperature, name="temperature")(known)
         probabilities = keras.layers.Softmax(name="probabilities")(scaled)
-        return keras.Model(self.network.input, [probabilities, self.score(features, logits)])
+        return keras.Model(self.task.network.input, [probabilities, self.score(features, logits)])
+
+
+def with_score(task: Task, parts: Sequence[Part], head: keras.Model) -> Classifier:
+    """Add a score of how familiar a photo is: by the background, or else by its distance."""
+    if task.photos.of("train", background=True):
+        return Classifier(task, head, "above background", above_background)
+    photos = [photo for part in parts for photo in task.photos.parts[part]]
+    numbers = np.concatenate([task.photos.numbers(part) for part in parts])
+    known = Known(task.seen(photos)[:, 0], numbers)
+    return Classifier(task, head, "mahalanobis", mahalanobis(known))
 
 
 def calibrate(classifier: Classifier) -> tuple[float, dict[str, Any]]:
-    """The temperature, and what model.json says of it and of the threshold of the score."""
-    validation = classifier.photos.of("validation", background=False)
+    """The temperature, and what model.json says of it and of the threshold of the score.
+
+    The classifier must not have learnt from the validation photos.
+    """
+    task = classifier.task
+    validation = task.photos.of("validation", background=False)
     raw = classifier.served(1.0)
     probabilities, scores = answers_to(
         lambda images: Answers(*raw.predict_on_batch(images)),
         validation,
-        classifier.network.input_shape[1],
-        classifier.resize,
+        task.network.input_shape[1],
+        task.resize,
     )
-    numbers = classifier.photos.numbers("validation")[: len(validation)]
+    numbers = task.photos.numbers("validation")[: len(validation)]
     temperature = metrics.fit_temperature(np.log(probabilities + 1e-12), numbers)
-    fitted_on = f"{len(validation)} validation photos"
+    fitted_on = f"{len(validation)} validation photos, before they were learnt from"
     return temperature, {
         "calibration": {"temperature": round(temperature, 4), "fitted_on": fitted_on},
         "uncertainty": {
@@ -178,20 +224,41 @@ def calibrate(classifier: Classifier) -> tuple[float, dict[str, Any]]:
     }
 
 
+def train_twice(
+    task: Task,
+) -> tuple[Classifier, float, dict[str, Any], list[dict[str, float]]]:
+    """Train, choose and calibrate by the validation photos; then train anew, on those too.
+
+    Returns the second classifier, the temperature, what model.json says of calibration, and the
+    history of the first tuning.
+    """
+    untouched = task.network.get_weights()
+    head, choice, history = learn(task, ["train"])
+    temperature, fitted = calibrate(with_score(task, ["train"], head))
+    task.network.set_weights(untouched)
+    head, _, _ = learn(task, ["train", "validation"], choice)
+    return with_score(task, ["train", "validation"], head), temperature, fitted, history
+
+
 def export_classifier(
-    classifier: Classifier, destination: Path, training: dict[str, Any], saved_model: bool
+    classifier: Classifier,
+    temperature: float,
+    destination: Path,
+    training: dict[str, Any],
+    fitted: dict[str, Any],
+    saved_model: bool,
 ) -> None:
     """Write the bundle, its formats compared on the test photos. Raises ExportError."""
-    photos, side = classifier.photos, classifier.network.input_shape[1]
+    task = classifier.task
+    photos, side = task.photos, task.network.input_shape[1]
     test = photos.of("test", background=False)[:MOST_CHECKED]
-    temperature, fitted = calibrate(classifier)
     parts = photos.parts
     description = {
         "name": destination.name,
         "version": f"{datetime.date.today().isoformat()}-{training['backbone']}",
         "labels": photos.labels,
         "input_size": side,
-        "resize": classifier.resize,
+        "resize": task.resize,
         "accuracy": {"measured_on": "test photos, kept back from training"},
         **fitted,
         "training": training
@@ -205,7 +272,7 @@ def export_classifier(
         classifier.served(temperature),
         destination,
         description,
-        np.stack([view_of(photo, 0, side, classifier.resize) for photo in test]),
+        np.stack([view_of(photo, 0, side, task.resize) for photo in test]),
         photos.numbers("test")[: len(test)],
         saved_model=saved_model,
     )
@@ -221,7 +288,7 @@ def transfer(
     side: int | None = None,
     resize: Resize = "squash",
     background: Path | None = None,
-    tune: bool = True,
+    tuning: bool = True,
     saved_model: bool = False,
     seed: int = 0,
     runs: Path = Path("runs"),
@@ -236,13 +303,10 @@ def transfer(
     found, photos = gather(folder, background, seed)
     print(report(found, seed), flush=True)
     maps, side = load_backbone(backbone, weights, width=width), side or BACKBONES[backbone].side
-    network = pooled(maps, side)
-    tuned = pooled(maps) if tune else None
-    head, history = train_network(photos, network, tuned, resize, runs, seed)
-    score_name, score = scorer(photos, network, resize, runs)
-    classifier = Classifier(photos, network, head, resize, score_name, score)
+    task = Task(photos, pooled(maps, side), pooled(maps) if tuning else None, resize, runs, seed)
+    classifier, temperature, fitted, history = train_twice(task)
     training = {"backbone": backbone, "width": width, "seed": seed, "tuned_epochs": len(history)}
-    export_classifier(classifier, destination, training, saved_model)
+    export_classifier(classifier, temperature, destination, training, fitted, saved_model)
 
     figures, pictures = examine(
         load_bundle(destination),
@@ -304,7 +368,7 @@ def main() -> None:
                 side=args.size,
                 resize=args.resize,
                 background=args.background,
-                tune=not args.no_tuning,
+                tuning=not args.no_tuning,
                 saved_model=args.saved_model,
                 seed=args.seed,
             )

@@ -1,12 +1,13 @@
 """Training on a few photos: a linear head on frozen features, then the backbone's last layers."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import keras
 import numpy as np
 from keras import ops
+from PIL import Image
 
 from rest_api.bundle import Resize
 from training import metrics
@@ -21,7 +22,7 @@ LABEL_SMOOTHING = 0.1
 TUNED = 0.6  # share of all layers, from the end, that fine-tuning changes
 TUNE_SIDE = 7 / 8  # of the side that is served, in multiples of 32 pixels: tuning sees crops, in
 # which things look larger than in whole photos (Touvron et al. 2019, arXiv:1906.06423)
-TUNE_EPOCHS = 18
+TUNE_EPOCHS = 14
 TUNE_RATE = 4e-4  # at most: it rises for an epoch and falls as a cosine
 PATIENCE = 8  # epochs without a better validation loss before tuning ends
 MIXUP = 0.3  # of the beta distribution that photos are mixed by
@@ -38,45 +39,58 @@ SETTINGS += (
 )  # a run goes on with the same alone
 
 
-def fit_head(
-    train: np.ndarray,
-    train_labels: np.ndarray,
-    validation: np.ndarray,
-    validation_labels: np.ndarray,
-    seed: int,
-) -> keras.Model:
-    """The linear head, features (N, D) → logits, that is best on the validation photos.
+def fit_heads(
+    train: np.ndarray, labels: np.ndarray, seed: int, penalties: Sequence[float] = HEAD_L2
+) -> dict[float, keras.Model]:
+    """For each L2 penalty the linear head, features (N, D) → logits.
 
-    `train` is (N, views, D), `validation` (N, D), labels are (N,) integers. A head for each
-    penalty of HEAD_L2 is trained, all in one network side by side, which takes no longer than one.
+    `train` is (N, views, D), `labels` (N,) integers. The heads are trained side by side in one
+    network, which takes no longer than one of them.
     """
-    rows, targets = train.reshape(-1, train.shape[-1]), one_hot(train_labels.repeat(train.shape[1]))
-    heads, classes = len(HEAD_L2), targets.shape[1]
-    penalties = np.repeat(HEAD_L2, classes).astype(np.float32)  # of each column of the kernel
+    rows, targets = train.reshape(-1, train.shape[-1]), one_hot(labels.repeat(train.shape[1]))
+    heads, classes = len(penalties), targets.shape[1]
+    of_column = np.repeat(penalties, classes).astype(np.float32)
     keras.utils.set_random_seed(seed)
     scale = scaler(rows)
     dense = keras.layers.Dense(
         heads * classes,
         kernel_initializer="zeros",
-        kernel_regularizer=lambda kernel: ops.sum(penalties * ops.square(kernel)) / heads,
+        kernel_regularizer=lambda kernel: ops.sum(of_column * ops.square(kernel)) / heads,
     )
-    several = keras.layers.Reshape((heads, classes))
-    network = keras.Sequential([keras.Input(rows.shape[1:]), scale, dense, several])
+    apart = keras.layers.Reshape((heads, classes))
+    network = keras.Sequential([keras.Input(rows.shape[1:]), scale, dense, apart])
     steps = HEAD_EPOCHS * -(-len(rows) // HEAD_BATCH)
-    compile_for(
-        network, keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(HEAD_RATE, steps))
-    )
+    rate = keras.optimizers.schedules.CosineDecay(HEAD_RATE, steps)
+    compile_for(network, keras.optimizers.Adam(rate))
     repeated = np.repeat(targets[:, None], heads, axis=1)  # (N·views, heads, classes)
     network.fit(rows, repeated, HEAD_BATCH, HEAD_EPOCHS, verbose=0)
-    logits = network.predict_on_batch(validation)  # (N, heads, classes)
-    losses = [calibrated_loss(logits[:, head], validation_labels) for head in range(heads)]
-    best = int(np.argmin(losses))
-    columns = slice(best * classes, (best + 1) * classes)
-    penalty = keras.regularizers.L2(HEAD_L2[best])
-    chosen = keras.layers.Dense(classes, kernel_regularizer=penalty, name="logits")
-    head = keras.Sequential([keras.Input(rows.shape[1:]), scale, chosen], name="head")
-    chosen.set_weights([weight[..., columns] for weight in dense.get_weights()])
+    kernels, biases = (np.split(each, heads, -1) for each in dense.get_weights())
+    return {
+        penalty: linear_head(scale, kernel, bias, penalty)
+        for penalty, kernel, bias in zip(penalties, kernels, biases, strict=True)
+    }
+
+
+def linear_head(
+    scale: keras.Layer, kernel: np.ndarray, bias: np.ndarray, penalty: float
+) -> keras.Model:
+    """Scaled features @ kernel (D, classes) + bias, penalised where it is trained further."""
+    inputs, classes = kernel.shape
+    logits = keras.layers.Dense(
+        classes, kernel_regularizer=keras.regularizers.L2(penalty), name="logits"
+    )
+    head = keras.Sequential([keras.Input((inputs,)), scale, logits], name="head")
+    logits.set_weights([kernel, bias])
     return head
+
+
+def best_penalty(
+    heads: Mapping[float, keras.Model], validation: np.ndarray, labels: np.ndarray
+) -> float:
+    """The penalty of the head that is best on the validation photos' features (N, D)."""
+    return min(
+        heads, key=lambda each: calibrated_loss(heads[each].predict_on_batch(validation), labels)
+    )
 
 
 def scaler(rows: np.ndarray) -> keras.layers.Normalization:
@@ -106,8 +120,7 @@ class Batches(keras.utils.PyDataset):
         view = VIEWS + self.epoch if self.view is None else self.view
         pixels = np.stack([view_of(self.photos[i], view, self.side, self.resize) for i in order])
         if self.view is None:
-            rng = np.random.default_rng([self.epoch, index])
-            return mixed(pixels.astype(np.float32), self.labels[order], rng)
+            return mixed(pixels, self.labels[order], np.random.default_rng([self.epoch, index]))
         return pixels, self.labels[order]
 
     def on_epoch_end(self) -> None:
@@ -117,26 +130,34 @@ class Batches(keras.utils.PyDataset):
 def mixed(
     images: np.ndarray, labels: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Each image (N, H, W, 3) with another shining through, and their one-hot labels likewise.
+    """Each image (N, H, W, 3) uint8 with another shining through, their one-hot labels likewise.
 
     Mixup (Zhang et al. 2018, arXiv:1710.09412).
     """
-    share = rng.beta(MIXUP, MIXUP, len(images)).astype(np.float32)
-    share = np.maximum(share, 1 - share)[:, None]
+    share = rng.beta(MIXUP, MIXUP, len(images))
+    share = np.maximum(share, 1 - share).astype(np.float32)
     other = rng.permutation(len(images))
-    pixel_share = share[:, None, None]
-    return (
-        pixel_share * images + (1 - pixel_share) * images[other],
-        share * labels + (1 - share) * labels[other],
-    )
+    pictures = [Image.fromarray(image) for image in images]
+    blended = [
+        Image.blend(pictures[theirs], picture, float(own))
+        for picture, theirs, own in zip(pictures, other, share, strict=True)
+    ]
+    share = share[:, None]
+    return np.stack(blended), share * labels + (1 - share) * labels[other]
 
 
-def fine_tune(
-    network: keras.Model, train: Batches, validation: Batches, run: Path
+def tune(
+    network: keras.Model,
+    train: Batches,
+    run: Path,
+    *,
+    epochs: int,
+    validation: Batches | None = None,
 ) -> list[dict[str, float]]:
-    """Go on training, the backbone's last layers too, if the validation photos gain by it.
+    """Go on training for so many epochs, the backbone's last layers too.
 
-    An interrupted run is continued, a finished one repeated. Returns the figures of each epoch.
+    With `validation`, training ends early where nothing is gained, at the best epoch's weights. An
+    interrupted run is continued, a finished one repeated. Returns the figures of each epoch.
     """
     run.mkdir(parents=True, exist_ok=True)
     weights, record = run / "tuned.weights.h5", run / "history.json"
@@ -155,7 +176,6 @@ def fine_tune(
         warmup_steps=len(train),
     )
     compile_for(network, keras.optimizers.AdamW(rate))
-    start = network.get_weights()
 
     def resume(_: dict) -> None:  # the views of the epochs that are left, not those of the first
         train.epoch = int(network.optimizer.iterations) // len(train)
@@ -163,12 +183,14 @@ def fine_tune(
     callbacks = [
         keras.callbacks.BackupAndRestore(run / "backup"),
         keras.callbacks.LambdaCallback(on_train_begin=resume),
-        keras.callbacks.EarlyStopping(patience=PATIENCE, restore_best_weights=True),
     ]
+    if validation:
+        callbacks.append(
+            keras.callbacks.EarlyStopping(patience=PATIENCE, restore_best_weights=True)
+        )
     figures = network.fit(
-        train, epochs=TUNE_EPOCHS, validation_data=validation, callbacks=callbacks, verbose=2
+        train, epochs=epochs, validation_data=validation, callbacks=callbacks, verbose=2
     ).history
-    blend(network, start, validation)
     history = [
         dict(zip(("epoch", *figures), (epoch, *row), strict=True))
         for epoch, row in enumerate(zip(*figures.values(), strict=True), 1)
@@ -190,23 +212,30 @@ def leaves(network: keras.Model) -> list[keras.Layer]:
     return [layer for layers in nested for layer in layers]
 
 
-def blend(network: keras.Model, start: Sequence[np.ndarray], validation: Batches) -> None:
-    """Set the weights to the best on the way from `start` to what they are, or back to `start`.
+def best_share(network: keras.Model, start: Sequence[np.ndarray], validation: Batches) -> float:
+    """How far on the way from the weights `start` to what they are the network is best; maybe 0.
 
     In between lies often a better network than at either end (Wortsman et al. 2022,
     arXiv:2109.01903).
     """
     tuned = network.get_weights()
-    network.set_weights(start)
+    blend(network, start, tuned, 0)
     least, accuracy = validated(network, validation)
-    best, wanted = start, accuracy + MIN_GAIN
+    best, wanted = 0.0, accuracy + MIN_GAIN
     for share in BLENDS:
-        weights = [(1 - share) * a + share * b for a, b in zip(start, tuned, strict=True)]
-        network.set_weights(weights)
+        blend(network, start, tuned, share)
         loss, accuracy = validated(network, validation)
         if loss < least and accuracy >= wanted:
-            best, least = weights, loss
-    network.set_weights(best)
+            best, least = share, loss
+    blend(network, start, tuned, 1)
+    return best
+
+
+def blend(
+    network: keras.Model, start: Sequence[np.ndarray], end: Sequence[np.ndarray], share: float
+) -> None:
+    """Set the weights to those that lie this share of the way from `start` to `end`."""
+    network.set_weights([(1 - share) * a + share * b for a, b in zip(start, end, strict=True)])
 
 
 def validated(network: keras.Model, validation: Batches) -> tuple[float, float]:

@@ -45,7 +45,7 @@ from training.features import VIEWS, cache_name, features, pooled, view_of
 from training.photos import report, split, survey
 from training.report import as_lines
 from training.transfer import transfer
-from training.tuning import fit_head
+from training.tuning import best_penalty, fit_heads
 
 PHOTOS = Path(os.environ.get("PHOTOS", "photos"))
 WEIGHTS, WIDTH = os.environ.get("WEIGHTS"), float(os.environ.get("WIDTH", "1"))
@@ -122,7 +122,8 @@ def accuracy_with(count):
         [np.flatnonzero(numbers["train"] == number)[:count] for number in range(len(labels))]
     )
     checked = seen["validation"][:, 0], numbers["validation"]
-    head = fit_head(seen["train"][few], numbers["train"][few], *checked, seed=0)
+    heads = fit_heads(seen["train"][few], numbers["train"][few], seed=0)
+    head = heads[best_penalty(heads, *checked)]
     return metrics.accuracy(head.predict(checked[0], verbose=0), checked[1])
 
 
@@ -142,7 +143,8 @@ plots.show(plots.growth(needed), "transfer_photos_needed")
 #
 # The same again as `python -m training.transfer` does it: the head; then its last layers are tuned
 # with it, which is kept only where the validation photos gain a point by it; then a temperature
-# that makes the probabilities honest; and a bundle in all formats, checked against each other. The
+# that makes the probabilities honest. With all of that chosen, it is trained once more on the
+# validation photos too, and a bundle written in all formats, checked against each other. The
 # features are not computed again.
 
 # %%
