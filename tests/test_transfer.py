@@ -277,6 +277,36 @@ def test_fine_tuning_that_harms_is_taken_back(photos, tmp_path, monkeypatch):
     assert again == history  # a finished run is repeated, not trained again
 
 
+def test_interrupted_tuning_ends_at_the_same_weights(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(transfer, "TUNE_EPOCHS", 3)
+    _, gathered = transfer.gather(photos, None, 0)
+
+    def weights_of(runs: Path) -> list[np.ndarray]:
+        backbone = small_backbone()
+        how = {"resize": "squash", "runs": runs, "seed": 0}
+        task = transfer.Task(gathered, pooled(backbone, SIDE), pooled(backbone), **how)
+        transfer.learn(task, ["train"])
+        (checkpoint,) = runs.glob("tuning-*/checkpoint.npz")
+        with np.load(checkpoint) as state:
+            return [state[name] for name in sorted(state.files) if name.startswith("network/")]
+
+    saved = []
+
+    def save_and_stop(*state, save=tuning.save):
+        save(*state)
+        saved.append(state)
+        if len(saved) == 2:
+            raise KeyboardInterrupt
+
+    whole = weights_of(tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(tuning, "save", save_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            weights_of(tmp_path / "cut")
+    for one, other in zip(whole, weights_of(tmp_path / "cut"), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_validation_photos_are_learnt_from_once_all_is_chosen(photos, tmp_path, monkeypatch):
     learnt = []
 

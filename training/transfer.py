@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -44,12 +45,11 @@ from training.photos import (
 )
 from training.rejection import Known, Score, mahalanobis
 from training.report import as_lines, examine, write_report
-from training.train import versions
+from training.train import RunError, versions
 from training.tuning import (
     HEAD_L2,
     SETTINGS,
     TUNE_EPOCHS,
-    Batches,
     best_penalty,
     best_share,
     blend,
@@ -57,6 +57,7 @@ from training.tuning import (
     one_hot,
     side_of_tuning,
     tune,
+    validated,
 )
 
 MOST_CHECKED = 500  # test photos on which the exported formats are compared
@@ -152,17 +153,17 @@ def learn(
         keras.Model(task.tuned.input, head(task.tuned.output)),
         task.network.input_shape[1],
     )
-    start = whole.get_weights()
-    batches = Batches(photos, one_hot(numbers), side_of_tuning(side), task.resize)
-    network = cache_name(task.network, task.resize)
+    start, resize = whole.get_weights(), task.resize
+    network = cache_name(task.network, resize)
     what = repr([network, task.seed, SETTINGS, choice, [(p.digest, p.label) for p in photos]])
     run = task.runs / f"tuning-{hashlib.sha256(what.encode()).hexdigest()[:12]}"
+    shown = whole, photos, one_hot(numbers), side_of_tuning(side), resize, run
     if choice:
-        history = tune(whole, batches, run, epochs=choice.epochs)
+        history = tune(*shown, epochs=choice.epochs)
     else:
-        watched = Batches(checked, one_hot(answers), side, task.resize, view=0)
-        history = tune(whole, batches, run, epochs=TUNE_EPOCHS, validation=watched)
-        choice = Choice(penalty, len(history), best_share(whole, start, watched))
+        watch = partial(validated, whole, checked, answers, side, resize)
+        history = tune(*shown, epochs=TUNE_EPOCHS, watch=watch)
+        choice = Choice(penalty, len(history), best_share(whole, start, watch))
     blend(whole, start, whole.get_weights(), choice.share)
     return head, choice, history
 
@@ -375,7 +376,7 @@ def main() -> None:
             rows.append(figures)
             print("\n".join(f"{name:<32}{value}" for name, value in as_lines(figures).items()))
             print(f"Serve it: python rest_api/app.py --model {destination}", flush=True)
-    except (PhotosError, WeightsError, BundleError, ExportError) as error:
+    except (PhotosError, WeightsError, RunError, BundleError, ExportError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("\nStopped. The same command goes on where it was.")

@@ -1,7 +1,6 @@
 """Training on a few photos: a linear head on frozen features, then the backbone's last layers."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import keras
@@ -11,8 +10,9 @@ from PIL import Image
 
 from rest_api.bundle import Resize
 from training import metrics
-from training.features import BATCH, VIEWS, view_of
-from training.files import replacing
+from training.features import BATCH, VIEWS, batches
+from training.photos import Photo
+from training.train import CHECKPOINT, Progress, restore, save
 
 HEAD_EPOCHS = 60
 HEAD_BATCH = 64  # views
@@ -22,7 +22,7 @@ LABEL_SMOOTHING = 0.1
 TUNED = 0.6  # share of all layers, from the end, that fine-tuning changes
 TUNE_SIDE = 7 / 8  # of the side that is served, in multiples of 32 pixels: tuning sees crops, in
 # which things look larger than in whole photos (Touvron et al. 2019, arXiv:1906.06423)
-TUNE_EPOCHS = 14
+TUNE_EPOCHS = 12
 TUNE_RATE = 4e-4  # at most: it rises for an epoch and falls as a cosine
 PATIENCE = 8  # epochs without a better validation loss before tuning ends
 MIXUP = 0.3  # of the beta distribution that photos are mixed by
@@ -37,6 +37,8 @@ SETTINGS += (
     BLENDS,
     MIN_GAIN,
 )  # a run goes on with the same alone
+
+Watch = Callable[[], tuple[float, float]]  # loss and accuracy on the validation photos
 
 
 def fit_heads(
@@ -61,7 +63,7 @@ def fit_heads(
     network = keras.Sequential([keras.Input(rows.shape[1:]), scale, dense, apart])
     steps = HEAD_EPOCHS * -(-len(rows) // HEAD_BATCH)
     rate = keras.optimizers.schedules.CosineDecay(HEAD_RATE, steps)
-    compile_for(network, keras.optimizers.Adam(rate))
+    compile_for(network, keras.optimizers.Adam(rate), steps_per_execution=16)
     repeated = np.repeat(targets[:, None], heads, axis=1)  # (N·views, heads, classes)
     network.fit(rows, repeated, HEAD_BATCH, HEAD_EPOCHS, verbose=0)
     kernels, biases = (np.split(each, heads, -1) for each in dense.get_weights())
@@ -102,29 +104,21 @@ def scaler(rows: np.ndarray) -> keras.layers.Normalization:
     return keras.layers.Normalization(mean=mean, variance=variance, name="scale")
 
 
-class Batches(keras.utils.PyDataset):
-    """Photos for training, each time in another view; or, with `view`, always in the same."""
+def batches_of_epoch(
+    photos: Sequence[Photo], targets: np.ndarray, side: int, resize: Resize, epoch: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Photos in an order and a view of this epoch's own, mixed, and their one-hot labels likewise.
 
-    def __init__(self, photos, labels, side: int, resize: Resize, view: int | None = None):
-        super().__init__(workers=2, max_queue_size=4)
-        self.photos, self.labels = photos, labels
-        self.side, self.resize, self.view = side, resize, view
-        self.epoch = 0
-
-    def __len__(self) -> int:
-        return -(-len(self.photos) // BATCH)
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        order = np.random.default_rng(self.epoch).permutation(len(self.photos))
-        order = order[index * BATCH :][:BATCH]
-        view = VIEWS + self.epoch if self.view is None else self.view
-        pixels = np.stack([view_of(self.photos[i], view, self.side, self.resize) for i in order])
-        if self.view is None:
-            return mixed(pixels, self.labels[order], np.random.default_rng([self.epoch, index]))
-        return pixels, self.labels[order]
-
-    def on_epoch_end(self) -> None:
-        self.epoch += 1
+    Yields images (B, side, side, 3) uint8 and labels (B, classes) float32, all of one size: a last,
+    smaller batch is left out, for which TensorFlow would build its graph anew.
+    """
+    rng = np.random.default_rng(epoch)
+    order = rng.permutation(len(photos))
+    if len(photos) > BATCH:
+        order = order[: len(photos) // BATCH * BATCH]
+    wanted = [(photos[i], VIEWS + epoch) for i in order]
+    for start, (_, pixels) in enumerate(batches(wanted, side, resize)):
+        yield mixed(pixels, targets[order[start * BATCH :][:BATCH]], rng)
 
 
 def mixed(
@@ -148,57 +142,60 @@ def mixed(
 
 def tune(
     network: keras.Model,
-    train: Batches,
+    photos: Sequence[Photo],
+    targets: np.ndarray,
+    side: int,
+    resize: Resize,
     run: Path,
     *,
     epochs: int,
-    validation: Batches | None = None,
+    watch: Watch | None = None,
 ) -> list[dict[str, float]]:
     """Go on training for so many epochs, the backbone's last layers too.
 
-    With `validation`, training ends early where nothing is gained, at the best epoch's weights. An
-    interrupted run is continued, a finished one repeated. Returns the figures of each epoch.
+    `targets` are one-hot. With `watch`, training ends early where nothing is gained, at the weights
+    of the best epoch. An interrupted run is continued in the directory `run`, a finished one
+    repeated. Returns the figures of each epoch. Raises RunError.
     """
-    run.mkdir(parents=True, exist_ok=True)
-    weights, record = run / "tuned.weights.h5", run / "history.json"
-    if record.exists():
-        network.load_weights(weights)
-        return json.loads(record.read_text(encoding="utf-8"))
     layers = leaves(network)
     for position, layer in enumerate(layers):
         # The statistics of BatchNorm stay ImageNet's: those of a few photos are worse.
         norm = isinstance(layer, keras.layers.BatchNormalization)
         layer.trainable = position >= len(layers) * (1 - TUNED) and not norm
+    steps = max(1, len(photos) // BATCH)
     rate = keras.optimizers.schedules.CosineDecay(
-        TUNE_RATE / 10,
-        decay_steps=TUNE_EPOCHS * len(train),
-        warmup_target=TUNE_RATE,
-        warmup_steps=len(train),
+        TUNE_RATE / 10, (TUNE_EPOCHS - 1) * steps, warmup_target=TUNE_RATE, warmup_steps=steps
     )
     compile_for(network, keras.optimizers.AdamW(rate))
+    network.optimizer.build(network.trainable_variables)
+    best = network.get_weights()
+    progress = Progress({"photos": len(photos), "epochs": epochs})
+    run.mkdir(parents=True, exist_ok=True)
+    if (run / CHECKPOINT).exists():
+        progress = restore(run / CHECKPOINT, network, best, progress.settings)
+    for epoch in range(progress.epoch, epochs):
+        if watch and since_best(progress.history) >= PATIENCE:
+            break
+        shown = batches_of_epoch(photos, targets, side, resize, epoch)
+        logs = [network.train_on_batch(*batch, return_dict=True) for batch in shown]
+        row = {"epoch": epoch + 1}
+        row |= {key: float(np.mean([each[key] for each in logs])) for key in logs[0]}
+        if watch:
+            row["val_loss"], row["val_accuracy"] = watch()
+        progress.history.append(row)
+        progress.epoch = epoch + 1
+        if since_best(progress.history) == 0:
+            best = network.get_weights()
+        save(run / CHECKPOINT, network, best, progress)
+        print("  ".join(f"{key} {value:.4g}" for key, value in row.items()), flush=True)
+    network.set_weights(best)
+    return progress.history
 
-    def resume(_: dict) -> None:  # the views of the epochs that are left, not those of the first
-        train.epoch = int(network.optimizer.iterations) // len(train)
 
-    callbacks = [
-        keras.callbacks.BackupAndRestore(run / "backup"),
-        keras.callbacks.LambdaCallback(on_train_begin=resume),
-    ]
-    if validation:
-        callbacks.append(
-            keras.callbacks.EarlyStopping(patience=PATIENCE, restore_best_weights=True)
-        )
-    figures = network.fit(
-        train, epochs=epochs, validation_data=validation, callbacks=callbacks, verbose=2
-    ).history
-    history = [
-        dict(zip(("epoch", *figures), (epoch, *row), strict=True))
-        for epoch, row in enumerate(zip(*figures.values(), strict=True), 1)
-    ]
-    network.save_weights(weights)
-    with replacing(record) as part:
-        part.write_text(json.dumps(history), encoding="utf-8")
-    return history
+def since_best(history: Sequence[Mapping[str, float]]) -> int:
+    """Epochs since that of the least validation loss; 0 where none is measured."""
+    losses = [row.get("val_loss", 0.0) for row in reversed(history)]
+    return losses.index(min(losses)) if losses else 0
 
 
 def side_of_tuning(side: int) -> int:
@@ -212,7 +209,7 @@ def leaves(network: keras.Model) -> list[keras.Layer]:
     return [layer for layers in nested for layer in layers]
 
 
-def best_share(network: keras.Model, start: Sequence[np.ndarray], validation: Batches) -> float:
+def best_share(network: keras.Model, start: Sequence[np.ndarray], watch: Watch) -> float:
     """How far on the way from the weights `start` to what they are the network is best; maybe 0.
 
     In between lies often a better network than at either end (Wortsman et al. 2022,
@@ -220,11 +217,11 @@ def best_share(network: keras.Model, start: Sequence[np.ndarray], validation: Ba
     """
     tuned = network.get_weights()
     blend(network, start, tuned, 0)
-    least, accuracy = validated(network, validation)
+    least, accuracy = watch()
     best, wanted = 0.0, accuracy + MIN_GAIN
     for share in BLENDS:
         blend(network, start, tuned, share)
-        loss, accuracy = validated(network, validation)
+        loss, accuracy = watch()
         if loss < least and accuracy >= wanted:
             best, least = share, loss
     blend(network, start, tuned, 1)
@@ -238,15 +235,13 @@ def blend(
     network.set_weights([(1 - share) * a + share * b for a, b in zip(start, end, strict=True)])
 
 
-def validated(network: keras.Model, validation: Batches) -> tuple[float, float]:
+def validated(
+    network: keras.Model, photos: Sequence[Photo], labels: np.ndarray, side: int, resize: Resize
+) -> tuple[float, float]:
     """The cross-entropy that calibration will make of a network, and its accuracy."""
-    logits, targets = [], []
-    for batch in range(len(validation)):
-        images, labels = validation[batch]
-        logits.append(network.predict_on_batch(images))
-        targets.append(labels)
-    logits, numbers = np.concatenate(logits), np.concatenate(targets).argmax(1)
-    return calibrated_loss(logits, numbers), metrics.accuracy(logits, numbers)
+    shown = batches([(photo, 0) for photo in photos], side, resize)
+    logits = np.concatenate([network.predict_on_batch(pixels) for _, pixels in shown])
+    return calibrated_loss(logits, labels), metrics.accuracy(logits, labels)
 
 
 def calibrated_loss(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -255,9 +250,17 @@ def calibrated_loss(logits: np.ndarray, labels: np.ndarray) -> float:
     return metrics.cross_entropy(metrics.softmax(logits), labels)
 
 
-def compile_for(network: keras.Model, optimizer: keras.Optimizer) -> None:
+def compile_for(
+    network: keras.Model, optimizer: keras.Optimizer, steps_per_execution: int = 1
+) -> None:
     loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=LABEL_SMOOTHING)
-    network.compile(optimizer, loss, metrics=["accuracy"], jit_compile=False)
+    network.compile(
+        optimizer,
+        loss,
+        metrics=["accuracy"],
+        jit_compile=False,
+        steps_per_execution=steps_per_execution,
+    )
 
 
 def one_hot(labels: np.ndarray) -> np.ndarray:
