@@ -22,7 +22,7 @@ LABEL_SMOOTHING = 0.1
 TUNED = 0.6  # share of all layers, from the end, that fine-tuning changes
 TUNE_SIDE = 7 / 8  # of the side that is served, in multiples of 32 pixels: tuning sees crops, in
 # which things look larger than in whole photos (Touvron et al. 2019, arXiv:1906.06423)
-TUNE_EPOCHS = 12
+TUNE_EPOCHS = 11
 TUNE_RATE = 4e-4  # at most: it rises for an epoch and falls as a cosine
 PATIENCE = 8  # epochs without a better validation loss before tuning ends
 MIXUP = 0.3  # of the beta distribution that photos are mixed by
