@@ -1,4 +1,7 @@
-"""Training on a few photos: a linear head on frozen features, then the backbone's last layers."""
+"""Training on a few photos: a linear head on frozen features, then the backbone's last layers.
+
+What was tried, and what it brought, is in benchmarks/README.md.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
