@@ -2,10 +2,12 @@
 
 import base64
 import binascii
+import io
 from typing import Any
 
 import msgspec
 from flask import Blueprint, Response, current_app, request
+from multipart import MultipartError, MultipartParser, MultipartPart
 from spectree import Response as Responses
 from werkzeug.exceptions import HTTPException
 
@@ -92,13 +94,30 @@ def sent_images() -> list[tuple[str, bytes]]:
         return [("", request.get_data(cache=False))]
     if request.mimetype == "application/json":
         return [("", image_in_json(request.get_data(cache=False)))]
-    files = request.files.getlist("image")
+    files = files_in_form()
     if not files:
         raise RequestError(400, "no_image", WHAT_TO_SEND)
     if len(files) > (limit := settings().max_files):
         message = f"{len(files)} images are too many for one request. Send at most {limit}."
         raise RequestError(413, "too_many_files", message)
-    return [(file.filename or "", file.read()) for file in files]
+    return [(file.filename, file.raw) for file in files]
+
+
+def files_in_form() -> list[MultipartPart]:
+    """The files in the form field `image`, held in memory. Raises RequestError.
+
+    Not by Flask's own parser, which takes eight times as long for a small photo.
+    """
+    boundary = request.mimetype_params.get("boundary", "")
+    if request.mimetype != "multipart/form-data" or not boundary:
+        return []
+    body = request.get_data(cache=False)
+    limits = {"spool_limit": len(body), "memory_limit": len(body)}  # no file is ever made
+    try:
+        parts = MultipartParser(io.BytesIO(body), boundary, len(body), **limits).parts()
+    except MultipartError as error:
+        raise RequestError(400, "no_image", f"The form is damaged: {error}.") from error
+    return [part for part in parts if part.name == "image" and part.filename is not None]
 
 
 def image_in_json(body: bytes) -> bytes:

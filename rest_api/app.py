@@ -5,7 +5,6 @@ Granian, a production server, with one process per core.
 """
 
 import argparse
-import io
 import logging
 import multiprocessing
 import os
@@ -25,7 +24,7 @@ if __name__ == "__main__":  # run as a file, from wherever: make `rest_api` impo
     scratch = tempfile.TemporaryDirectory(prefix="classifier-metrics-")
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = scratch.name
 
-from flask import Flask, Request
+from flask import Flask
 
 from rest_api.api import api
 from rest_api.bundle import FILENAMES, BundleError, load_bundle
@@ -41,13 +40,6 @@ GRACE = 30  # seconds that accepted requests have to end when the server stops
 log = logging.getLogger("rest_api")
 
 
-class InMemoryRequest(Request):
-    """A request whose files never touch the disk, however large."""
-
-    def _get_file_stream(self, *_: object, **__: object) -> io.BytesIO:
-        return io.BytesIO()
-
-
 def create_app(
     settings: Settings = SETTINGS, draining: Callable[[], bool] = lambda: False
 ) -> Flask:
@@ -56,7 +48,6 @@ def create_app(
     `draining` says whether the server is about to stop. Raises BundleError.
     """
     app = Flask(__name__, static_url_path="/static")
-    app.request_class = InMemoryRequest
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body
     app.extensions |= {
         "settings": settings,

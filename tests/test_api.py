@@ -82,8 +82,21 @@ def test_field_that_is_no_file_is_refused(client):
     refused(client.post("/predict", data={"image": "frog.jpg"}), 400, "no_image")
 
 
+def form(content: bytes, end: bytes = b"\r\n--x--\r\n") -> dict:
+    """A form with one file, as curl sends it."""
+    head = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a.jpg"\r\n\r\n'
+    return {"data": head + content + end, "content_type": "multipart/form-data; boundary=x"}
+
+
 def test_empty_file_is_refused(client):
-    refused(post(client, b""), 400, "empty_file")
+    refused(client.post("/predict", **form(b"")), 400, "empty_file")
+
+
+def test_form_that_breaks_off_is_refused_saying_so(client):
+    response = client.post("/predict", **form(FROG.read_bytes(), end=b""))
+    assert "form is damaged" in refused(response, 400, "no_image")
+    unbounded = {"data": b"anything", "content_type": "multipart/form-data"}
+    refused(client.post("/predict", **unbounded), 400, "no_image")
 
 
 def test_file_that_is_no_image_is_refused(client):
