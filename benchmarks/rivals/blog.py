@@ -5,18 +5,18 @@ python -m benchmarks.rivals.blog PORT
 
 import io
 import sys
+from pathlib import Path
 
 import flask
 import keras
 import numpy as np
 from PIL import Image
 
-from benchmarks.rivals.network import BUNDLE
-
+MODEL = Path(__file__).parents[2] / "rest_api" / "assets" / "cifar10" / "model.keras"
 LABELS = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
 app = flask.Flask(__name__)
-model = keras.saving.load_model(BUNDLE / "model.keras", compile=False)
+model = keras.saving.load_model(MODEL, compile=False)
 
 
 def prepare_image(image: Image.Image, target: tuple[int, int]) -> np.ndarray:
