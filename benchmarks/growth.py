@@ -82,19 +82,24 @@ def by_workers() -> tuple[list[float], Lines]:
 
 
 def draw(x: Sequence[float], lines: Lines, x_label: str, y_label: str) -> Figure:
-    """A line for each name, on log scales."""
+    """A line for each name, on log scales; what hardly varies, on a linear one from zero."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for (name, y), colour, marker in zip(
         lines.items(), (plots.BLUE, plots.ORANGE), "os", strict=False
     ):
         axes.plot(x, y, color=colour, marker=marker, label=name)
+    values = [value for y in lines.values() for value in y]
+    if max(values) > 3 * min(values):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        y_label += ", log scale"
+    else:
+        axes.set_ylim(0, 1.3 * max(values))
     axes.set_xscale("log")
-    axes.set_yscale("log")
     axes.set_xticks(x, [f"{value:g}" for value in x])
     axes.set_xticks([], minor=True)
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.set(xlabel=f"{x_label}, log scale", ylabel=f"{y_label}, log scale")
+    axes.set(xlabel=f"{x_label}, log scale", ylabel=y_label)
     axes.legend()
     return figure
 

@@ -1,3 +1,4 @@
+import math
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ from benchmarks.resize_policy import cut_to
 from benchmarks.serving import OURS, ratios
 from benchmarks.training import gflop_an_image, reached
 from tests.conftest import ROOT
+from training import recipes
 
 
 def test_photos_are_cut_to_the_shape_of_cameras():
@@ -44,6 +46,8 @@ def test_servers_are_compared_within_a_round():
         {OURS: seen(500, 4), "other": seen(50, 60)},  # a slow minute for both
     ]
     assert ratios(rounds, "other", ("photo", 16)) == ([10, 10], [10, 15])
+    rounds = [{OURS: seen(1000, 2), "other": seen(0, 0)}]
+    assert ratios(rounds, "other", ("photo", 16)) == ([math.inf], [math.inf])
 
 
 def test_arithmetic_of_a_network_is_that_of_its_products():
@@ -56,7 +60,12 @@ def test_arithmetic_of_a_network_is_that_of_its_products():
         ]
     )
     products = 8 * 8 * (3 * 3 * 3) * 4 + (8 * 8 * 4) * 10
-    assert gflop_an_image(network) == pytest.approx(3 * 2 * products / 1e9)
+    assert gflop_an_image(network, 8) == pytest.approx(3 * 2 * products / 1e9)
+
+
+def test_arithmetic_of_the_fast_network_is_counted_at_its_side():
+    network = recipes.load("fast94").network()
+    assert gflop_an_image(network, 32) > 1.5 * gflop_an_image(network, 24) > 0.1
 
 
 def test_epoch_and_minutes_of_an_accuracy_come_from_the_record():
