@@ -134,9 +134,9 @@ plots.show(plots.growth(needed), "transfer_photos_needed")
 
 # %% [markdown]
 # **Conclusion**: five photos of each class are enough for 84 % here; from twenty on it is 88 to 90,
-# and more photos bring no more. (Neighbouring points differ by chance: on some 220 validation photos the standard error of
-# an accuracy is two points.) What is hard to tell apart in these features stays hard with
-# more photos; then the features themselves must change.
+# and more photos bring no more. (Neighbouring points differ by chance: on some 220 validation
+# photos the standard error of an accuracy is two points.) What is hard to tell apart in these
+# features stays hard with more photos; then the features themselves must change.
 
 # %% [markdown]
 # ## The whole command
