@@ -149,11 +149,8 @@ def learn(
     if task.tuned is None or (choice and not choice.share):
         return head, Choice(penalty), []
 
-    whole, side = (
-        keras.Model(task.tuned.input, head(task.tuned.output)),
-        task.network.input_shape[1],
-    )
-    start, resize = whole.get_weights(), task.resize
+    whole = keras.Model(task.tuned.input, head(task.tuned.output))
+    start, side, resize = whole.get_weights(), task.network.input_shape[1], task.resize
     network = cache_name(task.network, resize)
     what = repr([network, task.seed, SETTINGS, choice, [(p.digest, p.label) for p in photos]])
     run = task.runs / f"tuning-{hashlib.sha256(what.encode()).hexdigest()[:12]}"
