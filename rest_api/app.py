@@ -88,11 +88,17 @@ def create_worker(settings: Settings, draining: Event) -> Door:
     """The application in a process of the server, which reloads its models on SIGHUP."""
     logging.basicConfig(format="%(message)s", stream=sys.stdout)
     logging.getLogger("rest_api").setLevel(logging.INFO)
-    app = create_app(settings, draining.is_set)
-    if hasattr(signal, "SIGHUP"):
+    if not hasattr(signal, "SIGHUP"):
+        app = create_app(settings, draining.is_set)
+    else:
+        missed = threading.Event()  # a signal while the bundles are read the first time
+        signal.signal(signal.SIGHUP, lambda *_: missed.set())
+        app = create_app(settings, draining.is_set)
         signal.signal(
             signal.SIGHUP, lambda *_: threading.Thread(target=reload, args=(app,)).start()
         )
+        if missed.is_set():
+            reload(app)
     return Door(app.wsgi_app, settings.threads, settings.queue, settings.max_body)
 
 

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -20,7 +21,8 @@ import pytest
 
 from benchmarks.load import family, multipart, open_files, resident_megabytes
 from benchmarks.overload import picture
-from rest_api.settings import DEFAULT_MODEL
+from rest_api import app
+from rest_api.settings import DEFAULT_MODEL, Settings
 from tests.conftest import FROG, ROOT
 from tests.test_api import rename
 from tests.test_app import ask, free_port, server, wait_for
@@ -111,6 +113,26 @@ def test_sighup_takes_up_a_new_bundle_and_refuses_a_bad_one_without_a_failed_req
         assert set(answers[since:]) == {"second"}
     assert not failures
     assert set(answers) == {"first", "second"}
+
+
+def test_sighup_while_the_models_are_loaded_is_not_lost(monkeypatch):
+    reloaded = []
+
+    def create_app_and_be_told(*settings, create=app.create_app):
+        made = create(*settings)
+        os.kill(os.getpid(), signal.SIGHUP)
+        return made
+
+    monkeypatch.setattr(app.logging, "basicConfig", lambda **_: None)
+    monkeypatch.setattr(app.logging.getLogger("rest_api"), "level", 0)  # put back afterwards
+    monkeypatch.setattr(app, "create_app", create_app_and_be_told)
+    monkeypatch.setattr(app, "reload", reloaded.append)
+    before = signal.getsignal(signal.SIGHUP)
+    try:
+        app.create_worker(Settings(), multiprocessing.Event())
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert len(reloaded) == 1
 
 
 def test_killed_process_is_replaced_and_the_others_go_on():
