@@ -35,7 +35,8 @@ from training.networks import BatchNorm
 from training.train import RunError, load_network, predict
 
 MAX_DIFFERENCE = 1e-4  # float32 LiteRT against Keras, of a probability or the largest score
-MAX_LOSS = 0.003  # of accuracy as a fraction, 8-bit LiteRT against Keras, beyond chance
+MAX_LOSS = 0.003  # of accuracy as a fraction, 8-bit LiteRT against Keras
+FEW = 1000  # images: with fewer, MAX_LOSS is under three of them, and chance is allowed for
 SAVED_MODEL = "saved_model"
 COVERAGE = 0.95  # of the validation images: the share of answers that count as sure
 
@@ -106,10 +107,11 @@ def compare_formats(folder: Path, images: np.ndarray, labels: np.ndarray) -> dic
     right = {engine: each.probabilities.argmax(1) == labels for engine, each in answers.items()}
     accuracy = {engine: float(each.mean()) for engine, each in right.items()}
     loss, error = loss_and_error(right["keras"], right["litert"])
-    if not loss - 2 * error <= MAX_LOSS:
+    allowed = MAX_LOSS + (2 * error if len(labels) < FEW else 0)
+    if not loss <= allowed:
         raise ExportError(
             f"8-bit LiteRT is right on {accuracy['litert']:.2%}, Keras on {accuracy['keras']:.2%}: "
-            f"a loss of more than {MAX_LOSS:.1%}, and of more than chance explains."
+            f"a loss of more than {allowed:.1%}."
         )
     return accuracy
 

@@ -31,15 +31,9 @@ PATIENCE = 8  # epochs without a better validation loss before tuning ends
 MIXUP = 0.3  # of the beta distribution that photos are mixed by
 BLENDS = (0.25, 0.5, 0.75, 1.0)  # of the way from the weights before to those after tuning
 MIN_GAIN = 0.01  # of accuracy: what is tuned tells strangers less well, so it must be worth it
-SETTINGS = (HEAD_EPOCHS, HEAD_BATCH, HEAD_RATE, HEAD_L2, LABEL_SMOOTHING, TUNED, TUNE_EPOCHS)
-SETTINGS += (
-    TUNE_SIDE,
-    TUNE_RATE,
-    PATIENCE,
-    MIXUP,
-    BLENDS,
-    MIN_GAIN,
-)  # a run goes on with the same alone
+# A run of tuning is continued with the same settings alone.
+HEAD_SETTINGS = (HEAD_EPOCHS, HEAD_BATCH, HEAD_RATE, HEAD_L2, LABEL_SMOOTHING)
+SETTINGS = (*HEAD_SETTINGS, TUNED, TUNE_SIDE, TUNE_EPOCHS, TUNE_RATE, PATIENCE, MIXUP)
 
 Watch = Callable[[], tuple[float, float]]  # loss and accuracy on the validation photos
 
