@@ -259,7 +259,7 @@ def test_background_becomes_a_reason_to_reject(photos, tmp_path, monkeypatch):
 
 
 def test_fine_tuning_that_harms_is_taken_back(photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(transfer, "TUNE_EPOCHS", 1)
+    monkeypatch.setattr(tuning, "TUNE_EPOCHS", 2)
     monkeypatch.setattr(tuning, "TUNE_RATE", 1.0)
     _, gathered = transfer.gather(photos, None, 0)
     images = np.random.default_rng(0).integers(0, 256, (4, SIDE, SIDE, 3)).astype(np.float32)
@@ -270,7 +270,7 @@ def test_fine_tuning_that_harms_is_taken_back(photos, tmp_path, monkeypatch):
     before = np.asarray(head(network(images)))
     task = transfer.Task(gathered, network, pooled(backbone), **how)
     head, choice, history = transfer.learn(task, ["train"])
-    assert len(history) == choice.epochs == 1
+    assert len(history) == len(choice.factors) == 2
     assert choice.share == 0
     np.testing.assert_allclose(head(network(images)), before, atol=1e-4)
     _, _, again = transfer.learn(task, ["train"])
@@ -278,7 +278,7 @@ def test_fine_tuning_that_harms_is_taken_back(photos, tmp_path, monkeypatch):
 
 
 def test_interrupted_tuning_ends_at_the_same_weights(photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(transfer, "TUNE_EPOCHS", 3)
+    monkeypatch.setattr(tuning, "TUNE_EPOCHS", 3)
     _, gathered = transfer.gather(photos, None, 0)
 
     def weights_of(runs: Path) -> list[np.ndarray]:
@@ -307,6 +307,39 @@ def test_interrupted_tuning_ends_at_the_same_weights(photos, tmp_path, monkeypat
         np.testing.assert_array_equal(one, other)
 
 
+def test_rate_is_halved_on_a_plateau_and_again_where_the_choice_is_repeated(
+    photos, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(tuning, "TUNE_EPOCHS", 5)
+    monkeypatch.setattr(tuning, "PLATEAU", 2)
+    _, gathered = transfer.gather(photos, None, 0)
+    backbone = pooled(small_backbone())
+    network = keras.Sequential([backbone, keras.layers.Dense(2)])
+    numbers = gathered.numbers("train")
+    shown = network, gathered.parts["train"], tuning.one_hot(numbers), SIDE, "squash"
+    rates = []
+
+    def fit_epoch(*how, original=tuning.fit_epoch):
+        figures = original(*how)
+        whole = float(how[2](int(network.optimizer.iterations) - 1))
+        rates.append(float(network.optimizer.learning_rate) / whole)
+        return figures
+
+    monkeypatch.setattr(tuning, "fit_epoch", fit_epoch)
+    history = tuning.tune(*shown, tmp_path / "first", watch=lambda: (1.0, 0.5))
+    factors = [row["factor"] for row in history]
+    assert factors == [1, 1, 1, 0.5, 0.5]
+    tuning.tune(*shown, tmp_path / "second", factors=factors)
+    np.testing.assert_allclose(rates, factors * 2, rtol=1e-5)
+
+
+def test_plateaus_are_counted_from_each_best_epoch():
+    assert tuning.plateaus([]) == 0
+    assert tuning.plateaus([3, 2, 2.2, 2.1, 2.4]) == 0
+    assert tuning.plateaus([3, 2, 2.2, 2.1, 2.4, 2.3, 1.0]) == 1
+    assert tuning.plateaus([2, 3, 3, 3, 1, 3, 3, 3, 3]) == 1
+
+
 def test_validation_photos_are_learnt_from_once_all_is_chosen(photos, tmp_path, monkeypatch):
     learnt = []
 
@@ -316,7 +349,7 @@ def test_validation_photos_are_learnt_from_once_all_is_chosen(photos, tmp_path, 
 
     monkeypatch.setattr(transfer, "learn", learn)
     monkeypatch.setattr(transfer, "load_backbone", small_backbone)
-    monkeypatch.setattr(transfer, "TUNE_EPOCHS", 1)
+    monkeypatch.setattr(tuning, "TUNE_EPOCHS", 2)
     transfer.transfer(photos, tmp_path / "bundle", side=SIDE, runs=tmp_path / "runs")
     (first, nothing), (second, choice) = learnt
     assert (first, nothing) == (["train"], None)

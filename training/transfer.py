@@ -49,7 +49,6 @@ from training.train import RunError, versions
 from training.tuning import (
     HEAD_L2,
     SETTINGS,
-    TUNE_EPOCHS,
     best_penalty,
     best_share,
     blend,
@@ -84,6 +83,11 @@ class Photos:
         """The class of each photo as a number, (N,) integers."""
         numbers = {label: number for number, label in enumerate([*self.labels, BACKGROUND])}
         return np.array([numbers[photo.label] for photo in self.parts[part]])
+
+    def joined(self, parts: Sequence[Part]) -> tuple[list[Photo], np.ndarray]:
+        """The photos of several parts, and the class of each."""
+        photos = [photo for part in parts for photo in self.parts[part]]
+        return photos, np.concatenate([self.numbers(part) for part in parts])
 
     def of(self, part: Part, *, background: bool) -> list[Photo]:
         return [p for p in self.parts[part] if (p.label == BACKGROUND) == background]
@@ -127,7 +131,7 @@ class Choice:
     """What the validation photos decide."""
 
     penalty: float  # L2 of the head
-    epochs: int = 0  # of tuning
+    factors: tuple[float, ...] = ()  # of the learning rate in each epoch of tuning
     share: float = 0.0  # of the way to the tuned weights; 0: tuning is not worth it
 
 
@@ -139,30 +143,46 @@ def learn(
     Without a `choice` the validation photos decide. Returns the head, what was chosen and the
     history of tuning.
     """
-    photos = [photo for part in parts for photo in task.photos.parts[part]]
-    numbers = np.concatenate([task.photos.numbers(part) for part in parts])
-    checked, answers = task.photos.parts["validation"], task.photos.numbers("validation")
-    penalties = [choice.penalty] if choice else HEAD_L2
-    heads = fit_heads(task.seen(photos, VIEWS), numbers, task.seed, penalties)
-    penalty = choice.penalty if choice else best_penalty(heads, task.seen(checked)[:, 0], answers)
-    head = heads[penalty]
+    head, penalty = learn_head(task, parts, choice)
     if task.tuned is None or (choice and not choice.share):
         return head, Choice(penalty), []
-
     whole = keras.Model(task.tuned.input, head(task.tuned.output))
+    start = whole.get_weights()
+    choice, history = learn_rest(task, parts, whole, choice or Choice(penalty))
+    blend(whole, start, whole.get_weights(), choice.share)
+    return head, choice, history
+
+
+def learn_head(
+    task: Task, parts: Sequence[Part], choice: Choice | None
+) -> tuple[keras.Model, float]:
+    """The head, and the penalty that it was trained with."""
+    photos, numbers = task.photos.joined(parts)
+    penalties = [choice.penalty] if choice else HEAD_L2
+    heads = fit_heads(task.seen(photos, VIEWS), numbers, task.seed, penalties)
+    if choice:
+        return heads[choice.penalty], choice.penalty
+    checked, answers = task.photos.joined(["validation"])
+    penalty = best_penalty(heads, task.seen(checked)[:, 0], answers)
+    return heads[penalty], penalty
+
+
+def learn_rest(
+    task: Task, parts: Sequence[Part], whole: keras.Model, choice: Choice
+) -> tuple[Choice, list[dict[str, float]]]:
+    """Tune the `whole` network, images → logits; complete the choice where it is open."""
+    photos, numbers = task.photos.joined(parts)
     start, side, resize = whole.get_weights(), task.network.input_shape[1], task.resize
     network = cache_name(task.network, resize)
     what = repr([network, task.seed, SETTINGS, choice, [(p.digest, p.label) for p in photos]])
     run = task.runs / f"tuning-{hashlib.sha256(what.encode()).hexdigest()[:12]}"
     shown = whole, photos, one_hot(numbers), side_of_tuning(side), resize, run
-    if choice:
-        history = tune(*shown, epochs=choice.epochs)
-    else:
-        watch = partial(validated, whole, checked, answers, side, resize)
-        history = tune(*shown, epochs=TUNE_EPOCHS, watch=watch)
-        choice = Choice(penalty, len(history), best_share(whole, start, watch))
-    blend(whole, start, whole.get_weights(), choice.share)
-    return head, choice, history
+    if choice.share:
+        return choice, tune(*shown, factors=choice.factors)
+    watch = partial(validated, whole, *task.photos.joined(["validation"]), side, resize)
+    history = tune(*shown, watch=watch)
+    factors = tuple(row["factor"] for row in history)
+    return Choice(choice.penalty, factors, best_share(whole, start, watch)), history
 
 
 @dataclass(frozen=True)
@@ -188,8 +208,7 @@ def with_score(task: Task, parts: Sequence[Part], head: keras.Model) -> Classifi
     """Add a score of how familiar a photo is: by the background, or else by its distance."""
     if task.photos.of("train", background=True):
         return Classifier(task, head, "above background", above_background)
-    photos = [photo for part in parts for photo in task.photos.parts[part]]
-    numbers = np.concatenate([task.photos.numbers(part) for part in parts])
+    photos, numbers = task.photos.joined(parts)
     known = Known(task.seen(photos)[:, 0], numbers)
     return Classifier(task, head, "mahalanobis", mahalanobis(known))
 

@@ -3,7 +3,7 @@
 What was tried, and what it brought, is in benchmarks/README.md.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import keras
@@ -27,13 +27,15 @@ TUNE_SIDE = 7 / 8  # of the side that is served, in multiples of 32 pixels: tuni
 # which things look larger than in whole photos (Touvron et al. 2019, arXiv:1906.06423)
 TUNE_EPOCHS = 11
 TUNE_RATE = 4e-4  # at most: it rises for an epoch and falls as a cosine
-PATIENCE = 8  # epochs without a better validation loss before tuning ends
+PLATEAU = 4  # epochs without a better validation loss before the rate is halved
+PATIENCE = 8  # such epochs before tuning ends
 MIXUP = 0.3  # of the beta distribution that photos are mixed by
 BLENDS = (0.25, 0.5, 0.75, 1.0)  # of the way from the weights before to those after tuning
 MIN_GAIN = 0.01  # of accuracy: what is tuned tells strangers less well, so it must be worth it
 # A run of tuning is continued with the same settings alone.
 HEAD_SETTINGS = (HEAD_EPOCHS, HEAD_BATCH, HEAD_RATE, HEAD_L2, LABEL_SMOOTHING)
-SETTINGS = (*HEAD_SETTINGS, TUNED, TUNE_SIDE, TUNE_EPOCHS, TUNE_RATE, PATIENCE, MIXUP)
+TUNE_SETTINGS = (TUNED, TUNE_SIDE, TUNE_EPOCHS, TUNE_RATE, PLATEAU, PATIENCE, MIXUP)
+SETTINGS = (*HEAD_SETTINGS, *TUNE_SETTINGS)
 
 Watch = Callable[[], tuple[float, float]]  # loss and accuracy on the validation photos
 
@@ -145,25 +147,23 @@ def tune(
     resize: Resize,
     run: Path,
     *,
-    epochs: int,
     watch: Watch | None = None,
+    factors: Sequence[float] = (),
 ) -> list[dict[str, float]]:
-    """Go on training for so many epochs, the backbone's last layers too.
+    """Go on training, the backbone's last layers too.
 
-    `targets` are one-hot. With `watch`, training ends early where nothing is gained, at the weights
-    of the best epoch. An interrupted run is continued in the directory `run`, a finished one
-    repeated. Returns the figures of each epoch. Raises RunError.
+    `targets` are one-hot. With `watch` the rate is halved on a plateau, and training ends early
+    where nothing is gained, at the weights of the best epoch. Without, `factors` are those that
+    the rate had in each epoch then. An interrupted run is continued in the directory `run`, a
+    finished one repeated. Returns the figures of each epoch. Raises RunError.
     """
-    layers = leaves(network)
-    for position, layer in enumerate(layers):
-        # The statistics of BatchNorm stay ImageNet's: those of a few photos are worse.
-        norm = isinstance(layer, keras.layers.BatchNormalization)
-        layer.trainable = position >= len(layers) * (1 - TUNED) and not norm
+    epochs = TUNE_EPOCHS if watch else len(factors)
+    thaw(network)
     steps = max(1, len(photos) // BATCH)
     rate = keras.optimizers.schedules.CosineDecay(
         TUNE_RATE / 10, (TUNE_EPOCHS - 1) * steps, warmup_target=TUNE_RATE, warmup_steps=steps
     )
-    compile_for(network, keras.optimizers.AdamW(rate))
+    compile_for(network, keras.optimizers.AdamW(TUNE_RATE))
     network.optimizer.build(network.trainable_variables)
     best = network.get_weights()
     progress = Progress({"photos": len(photos), "epochs": epochs})
@@ -171,28 +171,57 @@ def tune(
     if (run / CHECKPOINT).exists():
         progress = restore(run / CHECKPOINT, network, best, progress.settings)
     for epoch in range(progress.epoch, epochs):
-        if watch and since_best(progress.history) >= PATIENCE:
+        losses = [row["val_loss"] for row in progress.history] if watch else []
+        if since_best(losses) >= PATIENCE:
             break
+        factor = 0.5 ** plateaus(losses) if watch else factors[epoch]
         shown = batches_of_epoch(photos, targets, side, resize, epoch)
-        logs = [network.train_on_batch(*batch, return_dict=True) for batch in shown]
-        row = {"epoch": epoch + 1}
-        row |= {key: float(np.mean([each[key] for each in logs])) for key in logs[0]}
+        row = {"epoch": epoch + 1, "factor": factor, **fit_epoch(network, shown, rate, factor)}
         if watch:
             row["val_loss"], row["val_accuracy"] = watch()
+            losses.append(row["val_loss"])
+        if since_best(losses) == 0:
+            best = network.get_weights()
         progress.history.append(row)
         progress.epoch = epoch + 1
-        if since_best(progress.history) == 0:
-            best = network.get_weights()
         save(run / CHECKPOINT, network, best, progress)
         print("  ".join(f"{key} {value:.4g}" for key, value in row.items()), flush=True)
     network.set_weights(best)
     return progress.history
 
 
-def since_best(history: Sequence[Mapping[str, float]]) -> int:
-    """Epochs since that of the least validation loss; 0 where none is measured."""
-    losses = [row.get("val_loss", 0.0) for row in reversed(history)]
-    return losses.index(min(losses)) if losses else 0
+def thaw(network: keras.Model) -> None:
+    """Let the last layers be trained, and no others."""
+    layers = leaves(network)
+    for position, layer in enumerate(layers):
+        # The statistics of BatchNorm stay ImageNet's: those of a few photos are worse.
+        norm = isinstance(layer, keras.layers.BatchNormalization)
+        layer.trainable = position >= len(layers) * (1 - TUNED) and not norm
+
+
+def fit_epoch(
+    network: keras.Model,
+    shown: Iterable[tuple[np.ndarray, np.ndarray]],
+    rate: Callable[[int], float],
+    factor: float,
+) -> dict[str, float]:
+    """Train on batches at `factor` times the step's rate; the means of their figures."""
+    logs = []
+    for batch in shown:
+        network.optimizer.learning_rate = factor * rate(int(network.optimizer.iterations))
+        logs.append(network.train_on_batch(*batch, return_dict=True))
+    return {key: float(np.mean([each[key] for each in logs])) for key in logs[0]}
+
+
+def since_best(losses: Sequence[float]) -> int:
+    """Epochs since the least loss; 0 where none is measured."""
+    return len(losses) - 1 - losses.index(min(losses)) if losses else 0
+
+
+def plateaus(losses: Sequence[float]) -> int:
+    """How often PLATEAU epochs in a row have brought no smaller loss."""
+    stale = [since_best(losses[: end + 1]) for end in range(len(losses))]
+    return sum(each > 0 and each % PLATEAU == 0 for each in stale)
 
 
 def side_of_tuning(side: int) -> int:
