@@ -96,15 +96,20 @@ def test_loss_of_accuracy_by_eight_bits_writes_nothing(network, data, tmp_path, 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_loss_counts_only_beyond_chance():
-    right = np.ones(250, bool)
-    wrong_on = np.arange(250)
-    two, ten = (export.loss_and_error(right, wrong_on >= lost) for lost in (2, 10))
-    assert two[0] == pytest.approx(2 / 250)
-    assert two[0] - 2 * two[1] < export.MAX_LOSS  # two of 250 prove nothing
-    assert ten[0] - 2 * ten[1] > export.MAX_LOSS  # ten do
-    swapped = np.arange(250) % 2 == 0
-    assert export.loss_and_error(swapped, ~swapped)[0] == 0
+@pytest.mark.parametrize(
+    ("images", "lost", "too_many"),
+    [(250, 2, False), (250, 10, True), (1000, 3, False), (1000, 4, True)],
+)
+def test_loss_is_excused_by_chance_only_where_images_are_few(images, lost, too_many):
+    right = np.ones(images, bool)
+    loss, allowed = export.loss_and_allowance(right, np.arange(images) >= lost)
+    assert loss == lost / images
+    assert (loss > allowed) == too_many
+
+
+def test_what_eight_bits_gain_makes_up_for_what_they_lose():
+    right = np.arange(1000) % 2 == 0
+    assert export.loss_and_allowance(right, ~right) == (0, export.MAX_LOSS)
 
 
 def test_failed_export_leaves_the_old_bundle(tmp_path):
