@@ -29,6 +29,7 @@ from training.files import replacing
 PAGE = ROOT / "benchmarks" / "training.md"
 RECORDS = ROOT / "benchmarks" / "records"
 NAMES = ("fast94", "classic")
+ENDED = ("fast94", "airbench94", "classic")
 GOALS = (0.90, 0.92, 0.93, 0.94)
 ROUNDS = 3
 SIDE = 32
@@ -43,19 +44,20 @@ def finals(name: str) -> list[dict[str, Any]]:
     return [json.loads(p.read_text()) for p in sorted(RECORDS.glob(f"{name}-seed*-final.json"))]
 
 
-def reached(name: str, goal: float) -> tuple[str, str]:
-    """After how many epochs and minutes the validation accuracy first was `goal`; seed 0."""
-    with (RECORDS / f"{name}-seed0.csv").open(newline="") as file:
-        for row in csv.DictReader(file):
-            if float(row["val_accuracy"]) >= goal:
-                return row["epoch"], f"{float(row['seconds']) / 60:.1f}"
-    return "–", "–"
+def reached(name: str, goal: float) -> str:
+    """After how many minutes, and epochs, the validation accuracy of each seed first was `goal`."""
+    minutes, epochs = [], []
+    for path in sorted(RECORDS.glob(f"{name}-seed?.csv")):
+        with path.open(newline="") as file:
+            rows = [row for row in csv.DictReader(file) if float(row["val_accuracy"]) >= goal]
+        minutes += [float(row["seconds"]) / 60 for row in rows[:1]]
+        epochs.append(rows[0]["epoch"] if rows else "–")
+    return f"{mean_and_std(minutes, '')} ({', '.join(epochs)})" if minutes else "–"
 
 
 def mean_and_std(values: Sequence[float], unit: str) -> str:
-    if len(values) == 1:
-        return f"{values[0]:.2f}{unit}"
-    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}{unit}"
+    deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.2f}{deviation}{unit}"
 
 
 def gflop_an_image(network: keras.Model, side: int) -> float:
@@ -74,7 +76,7 @@ def gflop_an_image(network: keras.Model, side: int) -> float:
 def endings() -> str:
     """What the recipes reach at their end, beside what was published."""
     rows = []
-    for name in NAMES:
+    for name in ENDED:
         runs = finals(name)
         rows.append(
             (
@@ -91,10 +93,10 @@ def endings() -> str:
 
 def milestones() -> str:
     """When the recipes first reach an accuracy."""
-    rows = []
-    for goal in GOALS:
-        cells = [f"{minutes} ({epochs})" for epochs, minutes in (reached(n, goal) for n in NAMES)]
-        rows.append((f"{goal:.0%}".replace("%", " %"), *cells))
+    rows = [
+        (f"{goal:.0%}".replace("%", " %"), *(reached(name, goal) for name in NAMES))
+        for goal in GOALS
+    ]
     return table(("validation accuracy", *(f"`{name}`: minutes (epoch)" for name in NAMES)), rows)
 
 
@@ -133,8 +135,8 @@ def main() -> None:
         "`python -m benchmarks.training`.",
         "## At the end\n\nWhole processes, from start to the last figure.\n\n" + endings(),
         "## On the way\n\nThe first epoch after which one view of the 5,000 validation images is "
-        "classified so well; minutes count from the start of the process. n=1, seed 0.\n\n"
-        + milestones(),
+        "classified so well; minutes count from the start of the process, the mean of the seeds; in "
+        "brackets the epoch of each seed.\n\n" + milestones(),
         "## Against the machine's limit\n\nThe products of a step on images of "
         f"{SIDE} pixels alone are counted; the rest of it costs time, too. Medians of rounds in "
         "turn, the least and the most.\n\n" + speeds(1 if args.short else ROUNDS),

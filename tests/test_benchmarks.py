@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks import training
 from benchmarks.load import Load
 from benchmarks.resize_policy import cut_to
 from benchmarks.serving import OURS, ratios
-from benchmarks.training import gflop_an_image, reached
+from benchmarks.training import gflop_an_image
 from tests.conftest import ROOT
 from training import recipes
 
@@ -68,8 +69,12 @@ def test_arithmetic_of_the_fast_network_is_counted_at_its_side():
     assert gflop_an_image(network, 32) > 1.5 * gflop_an_image(network, 24) > 0.1
 
 
-def test_epoch_and_minutes_of_an_accuracy_come_from_the_record():
-    epoch, minutes = reached("fast94", 0.90)
-    assert 1 < int(epoch) <= 10
-    assert 1 < float(minutes) < 20
-    assert reached("fast94", 0.999) == ("–", "–")
+def test_minutes_to_an_accuracy_are_those_of_all_seeds_that_reached_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "RECORDS", tmp_path)
+    head = "epoch,val_accuracy,seconds\n"
+    (tmp_path / "fast-seed0.csv").write_text(head + "1,0.5,60\n2,0.9,120\n3,0.95,180\n")
+    (tmp_path / "fast-seed1.csv").write_text(head + "1,0.6,60\n2,0.8,180\n3,0.91,240\n")
+    (tmp_path / "fast-seed0-final.csv").write_text("epoch,seconds\n1,60\n")
+    assert training.reached("fast", 0.90) == "3.00 ± 1.41 (2, 3)"
+    assert training.reached("fast", 0.95) == "3.00 (3, –)"
+    assert training.reached("fast", 0.99) == "–"
