@@ -135,8 +135,8 @@ def main() -> None:
         "`python -m benchmarks.training`.",
         "## At the end\n\nWhole processes, from start to the last figure.\n\n" + endings(),
         "## On the way\n\nThe first epoch after which one view of the 5,000 validation images is "
-        "classified so well; minutes count from the start of the process, the mean of the seeds; in "
-        "brackets the epoch of each seed.\n\n" + milestones(),
+        "classified so well, of each seed; minutes count from the start of the process.\n\n"
+        + milestones(),
         "## Against the machine's limit\n\nThe products of a step on images of "
         f"{SIDE} pixels alone are counted; the rest of it costs time, too. Medians of rounds in "
         "turn, the least and the most.\n\n" + speeds(1 if args.short else ROUNDS),
