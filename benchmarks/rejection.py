@@ -7,6 +7,7 @@ where the threshold accepts 95 % of the validation photos.
 """
 
 import argparse
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import keras
@@ -16,11 +17,13 @@ from training import metrics
 from training.backbones import BACKBONES, load_backbone
 from training.export import COVERAGE
 from training.features import VIEWS, cache_name, features, pooled
-from training.photos import files_in, look, split, survey
+from training.photos import Photo, files_in, look, split, survey
 from training.rejection import SCORES, Known
 from training.tuning import best_penalty, fit_heads
 
 SEEDS = (0, 1, 2)
+
+Verdict = tuple[float, float]  # AUROC, and the share of the strangers that is accepted
 
 
 def scores_of(head: keras.Model, known: Known) -> keras.Model:
@@ -28,6 +31,32 @@ def scores_of(head: keras.Model, known: Known) -> keras.Model:
     inputs = keras.Input(head.input_shape[1:])
     logits = head(inputs)
     return keras.Model(inputs, {name: fit(known)(inputs, logits) for name, fit in SCORES.items()})
+
+
+def judge(
+    photos: Sequence[Photo], seen: np.ndarray, strange: Mapping[str, np.ndarray], seed: int
+) -> dict[tuple[str, str], Verdict]:
+    """Train a head on one split; what each score says of each set of strangers.
+
+    `seen` (N, views, D) are the features of the photos, `strange` (M, D) those of the strangers.
+    """
+    labels = sorted({photo.label for photo in photos})
+    numbers = np.array([labels.index(photo.label) for photo in photos])
+    row = {photo.digest: i for i, photo in enumerate(photos)}
+    rows = {part: [row[p.digest] for p in some] for part, some in split(photos, seed).items()}
+    train, validation, test = rows["train"], rows["validation"], rows["test"]
+    heads = fit_heads(seen[train], numbers[train], seed)
+    best = best_penalty(heads, seen[validation][:, 0], numbers[validation])
+    scorer = scores_of(heads[best], Known(seen[train][:, 0], numbers[train]))
+    checked, tested = (scorer.predict(seen[some][:, 0], verbose=0) for some in (validation, test))
+    verdicts = {}
+    for other, vectors in strange.items():
+        scores = scorer.predict(vectors, verbose=0)
+        for name in SCORES:
+            accepted = scores[name] >= np.quantile(checked[name], 1 - COVERAGE)
+            auroc = metrics.auroc(tested[name], scores[name])
+            verdicts[other, name] = auroc, float(accepted.mean())
+    return verdicts
 
 
 def main() -> None:
@@ -44,8 +73,7 @@ def main() -> None:
     cache = Path("runs", "features", cache_name(network, "squash"))
     tasks = {folder.name: survey(folder).photos for folder in args.photos}
     strangers = {
-        folder.name: look([(path, folder.name) for path in files_in(folder)])[0]
-        for folder in args.strangers
+        folder.name: look([(p, "") for p in files_in(folder)])[0] for folder in args.strangers
     }
     seen = {
         name: features(network, photos, cache, views=VIEWS if name in tasks else 1)
@@ -54,40 +82,12 @@ def main() -> None:
     print("| classifier | not known | " + " | ".join(SCORES) + " |")
     print("|---|---|" + "---:|" * len(SCORES))
     for name, photos in tasks.items():
-        labels = sorted({photo.label for photo in photos})
-        numbers = np.array([labels.index(photo.label) for photo in photos])
-        row = {photo.digest: i for i, photo in enumerate(photos)}
-        rows: dict[str, dict[str, list]] = {other: {s: [] for s in SCORES} for other in seen}
-        for seed in SEEDS:
-            parts = {
-                part: [row[photo.digest] for photo in some]
-                for part, some in split(photos, seed).items()
-            }
-            train, validation, test = parts["train"], parts["validation"], parts["test"]
-            mine = seen[name]
-            heads = fit_heads(mine[train], numbers[train], seed)
-            best = best_penalty(heads, mine[validation][:, 0], numbers[validation])
-            scorer = scores_of(heads[best], Known(mine[train][:, 0], numbers[train]))
-            checked, tested = (
-                scorer.predict(mine[some][:, 0], verbose=0) for some in (validation, test)
-            )
-            for other, vectors in seen.items():
-                if other == name:
-                    continue
-                strange = scorer.predict(vectors[:, 0], verbose=0)
-                for score in SCORES:
-                    threshold = np.quantile(checked[score], 1 - COVERAGE)
-                    accepted = (strange[score] >= threshold).mean()
-                    rows[other][score].append(
-                        (metrics.auroc(tested[score], strange[score]), accepted)
-                    )
-        for other, by_score in rows.items():
-            if other != name:
-                cells = [
-                    "{:.3f}, {:.0%}".format(*np.mean(values, axis=0))
-                    for values in by_score.values()
-                ]
-                print(f"| {name} | {other} | {' | '.join(cells)} |", flush=True)
+        strange = {other: vectors[:, 0] for other, vectors in seen.items() if other != name}
+        verdicts = [judge(photos, seen[name], strange, seed) for seed in SEEDS]
+        for other in strange:
+            means = [np.mean([each[other, score] for each in verdicts], axis=0) for score in SCORES]
+            cells = " | ".join("{:.3f}, {:.0%}".format(*mean) for mean in means)
+            print(f"| {name} | {other} | {cells} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ class Cost:
     """What a server needs beside time."""
 
     first_answer: float  # seconds from its start
-    resident: float  # MB of all its processes, under load
+    resident: Mapping[int, float]  # MB of all its processes after the load of so many connections
     installed: float  # MB of its environment
 
 
@@ -111,18 +111,22 @@ def complete_bundle(folder: Path) -> Path:
 
 def measure(
     command: Sequence[str], images: Mapping[str, bytes], connections: Sequence[int]
-) -> tuple[float, float, dict[tuple[str, int], Load]]:
-    """Seconds to the first answer, MB under load, and what wrk saw of each input and load."""
+) -> tuple[float, dict[int, float], dict[tuple[str, int], Load]]:
+    """Seconds to the first answer, MB after each load, and what wrk saw of each input and load.
+
+    The MB are those after the last input, the largest.
+    """
     with started(command) as (port, pid):
         address = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         ready = first_answer(address, images["32-pixel PNG"])
-        loads = {}
+        loads, resident = {}, {}
         url = f"http://127.0.0.1:{port}/predict"
         for name, image in images.items():
             wrk(url, image, connections[0], 1)
             for number in connections:
                 loads[name, number] = wrk(url, image, number, SECONDS[name])
-        return ready, resident_megabytes(pid), loads
+                resident[number] = resident_megabytes(pid)
+        return ready, resident, loads
 
 
 def loop(image: bytes, seconds: float) -> float:
@@ -180,9 +184,9 @@ def environment_of(name: str, venvs: Path) -> Path:
 
 
 def installed_megabytes(environment: Path) -> float:
-    """What the packages of an environment take on the disk."""
+    """What the packages of an environment take on the disk, without Python's bytecode."""
     files = (path for path in environment.rglob("*") if path.is_file() and not path.is_symlink())
-    return sum(path.stat().st_size for path in files) / 1e6
+    return sum(path.stat().st_size for path in files if path.suffix != ".pyc") / 1e6
 
 
 def ratios(
@@ -249,9 +253,15 @@ def page(
         shares = [100 * rate / top for rate, top in zip(rates, most, strict=True)]
         reached.append([name, f"{statistics.median(most):,.0f}", spread(shares)])
     needs = [
-        [name, f"{c.first_answer:.2f}", f"{c.resident:,.0f}", f"{c.installed:,.0f}"]
+        [
+            name,
+            f"{c.first_answer:.2f}",
+            *(f"{megabytes:,.0f}" for megabytes in c.resident.values()),
+            f"{c.installed:,.0f}",
+        ]
         for name, c in costs.items()
     ]
+    resident = [f"resident, {number} (MB)" for number in costs[OURS].resident]
     parts = next(iter(breakdown.values()))
     sections = [
         f"# Serving, side by side\n\n{datetime.date.today().isoformat()}, {os.cpu_count()} cores, "
@@ -262,8 +272,9 @@ def page(
         f'half of them come, {OURS} against each ("refused": one of the two refused over a tenth):'
         + "\n\n"
         + table(["input, connections", "other", "answers", "p50"], against),
-        "## What each needs\n\n"
-        + table(["server", "first answer (s)", "resident (MB)", "installed (MB)"], needs),
+        "## What each needs\n\nThe least of the rounds until the first answer; all its processes, "
+        "right after so many connections have sent the last input; its packages, without "
+        "bytecode.\n\n" + table(["server", "first answer (s)", *resident, "installed (MB)"], needs),
         f"## The limit\n\nTwo processes that do the same without HTTP, and what share of it the "
         f"server reaches at {busiest} connections:\n\n"
         + table(["input", "answers/s without HTTP", "reached (%)"], reached),

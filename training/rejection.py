@@ -44,7 +44,10 @@ def energy(known: Known) -> Score:
 
 
 def cosine(known: Known) -> Score:
-    """The cosine between the nearest class and the photo, both seen from the mean of all photos."""
+    """The cosine between the nearest class and the photo, both seen from the mean of all photos.
+
+    After Techapanurak, Suganuma & Okatani 2019 (arXiv:1905.10628), who train for it, too.
+    """
     middle = known.features.mean(0)
     directions = known.centroids - middle
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
