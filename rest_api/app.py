@@ -26,12 +26,12 @@ if __name__ == "__main__":  # run as a file, from wherever: make `rest_api` impo
 
 from flask import Flask
 
-from rest_api.api import api
+from rest_api.api import api, describe
 from rest_api.bundle import FILENAMES, BundleError, load_bundle
 from rest_api.door import Door
 from rest_api.guard import guard
 from rest_api.models import find_bundles, load_models
-from rest_api.observe import count_models, observe
+from rest_api.observe import count_models, observed
 from rest_api.pages import pages
 from rest_api.settings import DEFAULT_MODEL, Settings
 
@@ -53,10 +53,11 @@ def create_app(
         "settings": settings,
         "draining": draining,
     }
-    observe(app)
     app.register_blueprint(api)
     app.register_blueprint(pages)
+    describe(app)
     guard(app, settings)
+    app.wsgi_app = observed(app.wsgi_app)
     load(app)
     return app
 

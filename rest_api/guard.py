@@ -1,8 +1,11 @@
 """Who may ask, how often, and what a browser is told about our pages."""
 
 import hmac
+from collections.abc import Iterable
+from typing import Any
+from wsgiref.types import StartResponse, WSGIApplication
 
-from flask import Flask, Response, request
+from flask import Flask, request
 from flask_cors import CORS
 from flask_limiter import Limiter
 from flask_limiter.util import get_remote_address
@@ -11,18 +14,19 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 from rest_api.errors import RequestError
 from rest_api.settings import Settings
 
-HEADERS = {
+HEADERS = [
     # Nothing but our own files, no inline script; thumbnails are blob: URLs.
-    "Content-Security-Policy": (
+    (
+        "Content-Security-Policy",
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
-        "connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+        "connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
     ),
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Permissions-Policy": "camera=(self), geolocation=(), microphone=()",
-}
+    ("X-Content-Type-Options", "nosniff"),
+    ("X-Frame-Options", "DENY"),
+    ("Referrer-Policy", "no-referrer"),
+    ("Cross-Origin-Opener-Policy", "same-origin"),
+    ("Permissions-Policy", "camera=(self), geolocation=(), microphone=()"),
+]
 
 
 def guard(app: Flask, settings: Settings) -> None:
@@ -40,10 +44,19 @@ def guard(app: Flask, settings: Settings) -> None:
     if settings.cors_origins:
         CORS(app, origins=list(settings.cors_origins), resources=["/predict", "/models"])
 
-    @app.after_request
-    def add_headers(response: Response) -> Response:
-        response.headers.extend(HEADERS)
-        return response
+    app.wsgi_app = with_headers(app.wsgi_app)
+
+
+def with_headers(wsgi: WSGIApplication) -> WSGIApplication:
+    """Add the security headers to every answer."""
+
+    def call(environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+        def start(reason: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
+            return start_response(reason, [*headers, *HEADERS], exc_info)
+
+        return wsgi(environ, start)
+
+    return call
 
 
 def check_key(keys: tuple[str, ...]) -> None:

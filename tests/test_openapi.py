@@ -1,5 +1,6 @@
 """The description of the API is true."""
 
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -64,3 +65,9 @@ def test_answer_has_the_fields_that_the_schema_declares(client):
     answer = post(client, FROG.read_bytes()).get_json()
     declared = set(schema.Answer.__struct_fields__)
     assert set(answer) == declared - {"results"}
+
+
+def test_description_costs_a_request_nothing():
+    assert not [
+        view for view in create_app().view_functions.values() if inspect.unwrap(view) != view
+    ]
