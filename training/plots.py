@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from training.files import replacing
 
@@ -264,6 +265,9 @@ def costs(values: Mapping[str, float], label: str) -> Figure:
         axes.barh(list(values), list(values.values()), color=BLUE), fmt="%.1f", padding=4
     )
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.minorticks_off()
     axes.set(xlabel=f"{label}, log scale")
     axes.margins(x=0.15)
     axes.invert_yaxis()
