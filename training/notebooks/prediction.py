@@ -139,7 +139,7 @@ pd.DataFrame(
 # %% [markdown]
 # **Conclusion**: in 32 bits all formats answer alike, to five digits. With 8 bits a probability
 # moves by up to 0.3, and two of 221 photos get another class, which costs nothing on the whole.
-# `model.predict` takes 58 ms for what a compiled call of the same network does in 7; LiteRT needs
+# `model.predict` takes 52 ms for what a compiled call of the same network does in 7; LiteRT needs
 # two to four, and loads in hundredths of a second where TensorFlow takes one and a half (and
 # some seconds to be imported, which is not counted). The 8-bit file is a third as large but the
 # slower one here: MobileNet's depthwise convolutions gain nothing by 8-bit weights.
