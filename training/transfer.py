@@ -340,7 +340,7 @@ def transfer(
 
 def compare(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
     """A table of backbones."""
-    lines = ["| backbone | accuracy | bundle (MB) | one photo (ms) | minutes |"]
+    lines = ["| backbone | accuracy | 8-bit network (MB) | one photo (ms) | minutes |"]
     lines.append("|---|---:|---:|---:|---:|")
     for name, row in zip(names, rows, strict=True):
         lines.append(
