@@ -1,6 +1,8 @@
 import math
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import training
-from benchmarks.load import Load
+from benchmarks.load import Load, family, started
 from benchmarks.resize_policy import cut_to
 from benchmarks.serving import OURS, ratios
 from benchmarks.training import gflop_an_image
@@ -36,6 +38,20 @@ def test_resize_policies_agree_on_square_photos(tmp_path):
     square = next(row for row in rows if row[0] == " 1:1 ")
     assert len(set(square[1:])) == 1
     assert rows[-1][0] == " mean "
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="processes are found in /proc")
+def test_no_process_of_a_server_outlives_its_turn():
+    leaves_one_behind = "import subprocess; subprocess.Popen(['sleep', '99']).wait()"
+    with started([sys.executable, "-c", leaves_one_behind]) as (_, pid):
+        deadline = time.monotonic() + 30
+        while len(family(pid)) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        _, child = family(pid)
+    status = Path(f"/proc/{child}/status")
+    while status.exists() and "(zombie)" not in status.read_text():
+        assert time.monotonic() < deadline + 5, "it still runs"
+        time.sleep(0.01)
 
 
 def test_servers_are_compared_within_a_round():
