@@ -4,6 +4,7 @@ import base64
 import binascii
 import inspect
 import io
+import time
 from typing import Any
 
 import msgspec
@@ -77,15 +78,14 @@ def classify(data: bytes, served: Served, top: int) -> tuple[list[schema.Predict
     Raises RequestError.
     """
     bundle = served.bundle
-    with observe.stage("decode"):
-        image = decode(data, bundle.input_size, settings().max_pixels)
-        pixels = fit(image, bundle.input_size, bundle.resize)[None]  # (1, side, side, 3)
-    with observe.stage("infer"):
-        best, uncertain = best_classes(served.predict(pixels), bundle, top)
+    began = time.perf_counter()
+    image = decode(data, bundle.input_size, settings().max_pixels)
+    pixels = fit(image, bundle.input_size, bundle.resize)[None]  # (1, side, side, 3)
+    decoded = time.perf_counter()
+    best, uncertain = best_classes(served.predict(pixels), bundle, top)
+    ended = time.perf_counter()
+    observe.classified(bundle.name, best[0][0], uncertain, decoded - began, ended - decoded)
     predictions = [schema.Prediction(label, round(share, 6)) for label, share in best]
-    observe.PREDICTIONS.labels(bundle.name, predictions[0].label).inc()
-    if uncertain:
-        observe.UNCERTAIN.labels(bundle.name).inc()
     return predictions, uncertain
 
 

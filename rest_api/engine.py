@@ -87,10 +87,10 @@ def _litert(content: bytes, bundle: Bundle, threads: int) -> Predict:
     def predict(images: np.ndarray) -> Answers:
         interpreter = idle.get()
         try:
-            if tuple(interpreter.get_input_details()[0]["shape"]) != images.shape:
+            if interpreter.tensor(input_index)().shape != images.shape:
                 interpreter.resize_tensor_input(input_index, images.shape)
                 interpreter.allocate_tensors()
-            interpreter.set_tensor(input_index, images.astype(np.float32))
+            interpreter.tensor(input_index)()[...] = images  # uint8 to float32, without a copy
             interpreter.invoke()
             outputs = [interpreter.get_tensor(index) for index in output_indices]
             return answers(outputs, bundle)

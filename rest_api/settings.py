@@ -17,7 +17,7 @@ class Settings:
     max_body: int = 10 * 2**20  # bytes of a request
     max_pixels: int = 50_000_000  # of an image: it decodes to three bytes each
     max_files: int = 16  # images in a request
-    threads: int = 2  # images at a time in each process; decoding and the network release the GIL
+    threads: int = 1  # images at a time in each process; of those there is one for each core
     queue: int = 32  # requests that may wait for them, in each process
     api_keys: tuple[str, ...] = ()  # none: open to all
     rate_limit: str = ""  # such as "60/minute", for each address; none if empty

@@ -117,6 +117,18 @@ def test_workers_serve_from_processes_of_their_own():
         assert ask(port)["success"]
 
 
+@pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="scheduled in batches on Linux only")
+def test_threads_of_the_server_do_not_interrupt_each_other():
+    with server("--workers", "1") as (process, _):
+        (worker,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        policies = {
+            int(task.name): os.sched_getscheduler(int(task.name))
+            for task in Path(f"/proc/{worker}/task").iterdir()
+        }
+        assert len(policies) > 2
+        assert set(policies.values()) == {os.SCHED_BATCH}
+
+
 def test_keras_engine_serves_the_same_answer():
     with server("--engine", "keras", "--workers", "1") as (_, port):
         assert ask(port)["predictions"][0]["label"] == "frog"
