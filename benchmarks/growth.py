@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from benchmarks.latency import jpeg_of_a_phone, milliseconds
 from benchmarks.load import FROG, ROOT, need_wrk, ours, serving, wrk
@@ -92,7 +93,9 @@ def draw(x: Sequence[float], lines: Lines, x_label: str, y_label: str) -> Figure
     values = [value for y in lines.values() for value in y]
     if max(values) > 3 * min(values):
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
         y_label += ", log scale"
     else:
         axes.set_ylim(0, 1.3 * max(values))

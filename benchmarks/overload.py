@@ -54,17 +54,17 @@ def ask_in_turn(address: str, image: bytes, until: float) -> tuple[list[float], 
     return accepted, refused
 
 
-def overload(seconds: float, threads: int, queue: int, connections: int) -> None:
+def overload(seconds: float, queue: int, connections: int) -> None:
     """Measure and print one setting of the server."""
     image = picture()
-    with serving(ours("--threads", str(threads), "--queue", str(queue))) as (address, pid):
+    with serving(ours("--queue", str(queue))) as (address, pid):
         url = f"{address}/predict"
         wrk(url, image, 4, 1)
         calm, _ = ask_in_turn(address, image, time.monotonic() + seconds / 4)
         before = resident_megabytes(pid)
         capacity = wrk(url, image, 4, seconds / 4)
         print(
-            f"threads {threads}, queue {queue}: p99 {np.percentile(calm, 99):.0f} ms without load; "
+            f"queue {queue}: p99 {np.percentile(calm, 99):.0f} ms without load; "
             f"bears {capacity.per_second:.0f}/s",
             flush=True,
         )
@@ -90,12 +90,11 @@ def overload(seconds: float, threads: int, queue: int, connections: int) -> None
 def main() -> None:
     parser = argparse.ArgumentParser(description="Overload the server.")
     parser.add_argument("--seconds", type=float, default=60, help="under load (%(default)s)")
-    parser.add_argument("--threads", type=int, default=2, help="of each process (%(default)s)")
     parser.add_argument("--queue", type=int, default=32, help="of each process (%(default)s)")
     parser.add_argument("--connections", type=int, default=64, help="of wrk (%(default)s)")
     args = parser.parse_args()
     need_wrk()
-    overload(args.seconds, args.threads, args.queue, args.connections)
+    overload(args.seconds, args.queue, args.connections)
 
 
 if __name__ == "__main__":

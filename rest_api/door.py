@@ -1,4 +1,4 @@
-"""The door of a server process: an event loop takes requests in, a few threads answer them.
+"""The door of a server process: an event loop takes requests in, a thread answers them.
 
 A request is waited for on the event loop until all of it is there: a slow client holds no thread.
 What is too much is refused before it is looked at. Granian comes in by its own interface, RSGI
