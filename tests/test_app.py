@@ -1,5 +1,6 @@
 """The server as a process: what a person starts."""
 
+import errno
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from rest_api.app import run_undisturbed
 from rest_api.settings import DEFAULT_MODEL
 from tests.conftest import FROG, ROOT
 
@@ -127,6 +129,16 @@ def test_threads_of_the_server_do_not_interrupt_each_other():
         }
         assert len(policies) > 2
         assert set(policies.values()) == {os.SCHED_BATCH}
+
+
+def test_server_runs_where_its_scheduling_cannot_be_changed(monkeypatch):
+    def refuse(*_):  # as gVisor does
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    monkeypatch.setattr(os, "SCHED_BATCH", 3, raising=False)
+    monkeypatch.setattr(os, "sched_setscheduler", refuse, raising=False)
+    monkeypatch.setattr(os, "sched_param", int, raising=False)
+    run_undisturbed()
 
 
 def test_keras_engine_serves_the_same_answer():
