@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rest_api.bundle import load_bundle
-from rest_api.engine import load_engine
+from rest_api.engine import Answers, load_engine
 from training import export, files, metrics, networks
 from training.data import LABELS
 
@@ -87,6 +87,18 @@ def test_formats_that_disagree_write_nothing(network, data, tmp_path, monkeypatc
     with pytest.raises(export.ExportError, match="Float32 LiteRT differs from Keras"):
         export.export(export.deployable(network, 1.0), tmp_path / "bundle", DESCRIPTION, *data)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("probability", "score", "what"),
+    [(2e-4, 0, "a probability"), (0, 0.1, "a score"), (0, np.nan, "a score"), (5e-5, 0.01, None)],
+)
+def test_formats_may_differ_by_rounding_alone(probability, score, what):
+    reference = Answers(np.full((3, 2), 0.5), np.array([-50.0, -20.0, -10.0]))
+    litert = Answers(reference.probabilities + probability, reference.scores + score)
+    raised = pytest.raises(export.ExportError, match=what) if what else contextlib.nullcontext()
+    with raised:
+        export.check_same(litert, reference)
 
 
 def test_loss_of_accuracy_by_eight_bits_writes_nothing(network, data, tmp_path, monkeypatch):

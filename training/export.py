@@ -26,7 +26,7 @@ from rest_api.bundle import (
     check_manifest,
     load_bundle,
 )
-from rest_api.engine import load_engine
+from rest_api.engine import Answers, load_engine
 from training import metrics
 from training.data import LABELS, DataError, load_cifar10, split_validation
 from training.evaluate import in_batches
@@ -34,7 +34,10 @@ from training.files import replacing_folder
 from training.networks import BatchNorm
 from training.train import RunError, load_network, predict
 
-MAX_DIFFERENCE = 1e-4  # float32 LiteRT against Keras, of a probability or the largest score
+MAX_DIFFERENCE = 1e-4  # float32 LiteRT against Keras, of a probability
+# The same of a score, against the largest. A squared distance between features that are nearly
+# equal enlarges what is rounded: to 2e-6 with ImageNet's weights, but to 1.3e-4 with random ones.
+MAX_SCORE_DIFFERENCE = 1e-3
 MAX_LOSS = 0.003  # of accuracy as a fraction, 8-bit LiteRT against Keras
 FEW = 1000  # images: with fewer, MAX_LOSS is under three of them, and chance is allowed for
 SAVED_MODEL = "saved_model"
@@ -93,17 +96,7 @@ def compare_formats(folder: Path, images: np.ndarray, labels: np.ndarray) -> dic
     """The accuracy of each format, through the code that serves it. Raises ExportError."""
     bundle = load_bundle(folder)
     answers = {engine: in_batches(load_engine(bundle, engine), images) for engine in FILENAMES}
-    litert, reference = answers["litert-float32"], answers["keras"]
-    spread = max(1.0, float(abs(reference.scores).max()))
-    for what, difference in (
-        ("a probability", abs(litert.probabilities - reference.probabilities).max()),
-        ("a score", abs(litert.scores - reference.scores).max() / spread),
-    ):
-        if not difference <= MAX_DIFFERENCE:
-            raise ExportError(
-                f"Float32 LiteRT differs from Keras by {difference:.2g} in {what}, "
-                f"more than {MAX_DIFFERENCE:g}."
-            )
+    check_same(answers["litert-float32"], answers["keras"])
     right = {engine: each.probabilities.argmax(1) == labels for engine, each in answers.items()}
     accuracy = {engine: float(each.mean()) for engine, each in right.items()}
     loss, allowed = loss_and_allowance(right["keras"], right["litert"])
@@ -113,6 +106,22 @@ def compare_formats(folder: Path, images: np.ndarray, labels: np.ndarray) -> dic
             f"a loss of more than {allowed:.1%}."
         )
     return accuracy
+
+
+def check_same(litert: Answers, reference: Answers) -> None:
+    """Raise ExportError where LiteRT and Keras, both float32, differ by more than they round."""
+    probability = abs(litert.probabilities - reference.probabilities).max()
+    largest = max(1.0, float(abs(reference.scores).max()))
+    score = abs(litert.scores - reference.scores).max() / largest
+    for what, difference, allowed in (
+        ("a probability", probability, MAX_DIFFERENCE),
+        ("a score", score, MAX_SCORE_DIFFERENCE),
+    ):
+        if not difference <= allowed:
+            raise ExportError(
+                f"Float32 LiteRT differs from Keras by {difference:.2g} in {what}, "
+                f"more than {allowed:g}."
+            )
 
 
 def loss_and_allowance(before: np.ndarray, after: np.ndarray) -> tuple[float, float]:
