@@ -1,9 +1,10 @@
 """Ten times the load that the server can bear: `python -m benchmarks.overload`. Needs wrk.
 
-First one request after another, for the latency without load; then wrk at 8 connections, for what
-the server can bear; then wrk with as many connections as offer ten times that, refused ones asking
-again at once, while a client beside it times the answers that it gets. Prints latencies of the
-accepted, answers by kind, and memory.
+First one request after another, for the latency without load; then wrk at 4 connections, for what
+the server can bear (half as much shows where all of them met in one process: then run it again);
+then wrk with as many connections as offer ten times that, refused ones asking again at once, while
+a client beside it times the answers that it gets. Prints latencies of the accepted, answers by
+kind, and memory.
 """
 
 import argparse
