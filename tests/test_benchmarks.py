@@ -1,3 +1,4 @@
+import json
 import math
 import subprocess
 import sys
@@ -91,6 +92,17 @@ def test_minutes_to_an_accuracy_are_those_of_all_seeds_that_reached_it(tmp_path,
     (tmp_path / "fast-seed0.csv").write_text(head + "1,0.5,60\n2,0.9,120\n3,0.95,180\n")
     (tmp_path / "fast-seed1.csv").write_text(head + "1,0.6,60\n2,0.8,180\n3,0.91,240\n")
     (tmp_path / "fast-seed0-final.csv").write_text("epoch,seconds\n1,60\n")
-    assert training.reached("fast", 0.90) == "3.00 ± 1.41 (2, 3)"
-    assert training.reached("fast", 0.95) == "3.00 (3, –)"
-    assert training.reached("fast", 0.99) == "–"
+    assert training.reached("fast", 0.90) == [(2, 2), (4, 3)]
+    assert training.reached("fast", 0.95) == [(3, 3), None]
+    assert training.cell([(2, 2), (4, 3)]) == "3.00 ± 1.41 (2, 3)"
+    assert training.cell([(3, 3), None]) == "3.00 (3, –)"
+    assert training.cell([None, None]) == "–"
+
+
+def test_test_images_count_at_the_end_of_the_runs_that_have_seen_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "RECORDS", tmp_path)
+    for seed, accuracy in enumerate((0.95, 0.93)):
+        result = {"accuracy_tta": accuracy, "seconds": 60, "epochs": 10.0}
+        (tmp_path / f"fast-seed{seed}-final.json").write_text(json.dumps(result))
+    (tmp_path / "fast-seed0.json").write_text(json.dumps({"accuracy_tta": 0.99}))
+    assert training.ended_at("fast", 0.94) == [(1, 10), None]
