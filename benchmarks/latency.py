@@ -6,22 +6,18 @@ milliseconds of one request after another on one connection, and of the network 
 
 import http.client
 import io
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from benchmarks.load import BOUNDARY, FROG, multipart, ours, started
 from rest_api.bundle import load_bundle
 from rest_api.engine import load_engine
 from rest_api.images import decode, fit
 from rest_api.settings import DEFAULT_MODEL
 
-ROOT = Path(__file__).parent.parent
 REQUESTS = 1000
 
 
@@ -46,11 +42,8 @@ def milliseconds(call: Callable[[], object], n: int) -> np.ndarray:
 
 
 def ask(connection: http.client.HTTPConnection, image: bytes) -> None:
-    head = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a.jpg"\r\n\r\n'
-    body = head + image + b"\r\n--x--\r\n"
-    connection.request(
-        "POST", "/predict", body, {"Content-Type": "multipart/form-data; boundary=x"}
-    )
+    form = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
+    connection.request("POST", "/predict", multipart(image), form)
     answer = connection.getresponse()
     if answer.status != 200:
         raise RuntimeError(answer.read().decode())
@@ -71,30 +64,19 @@ def first_answer(connection: http.client.HTTPConnection, image: bytes) -> float:
 
 
 def main() -> None:
-    frog = (ROOT / "rest_api" / "frog.jpg").read_bytes()
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    server = subprocess.Popen(
-        [sys.executable, ROOT / "rest_api" / "app.py", "--port", str(port)],
-        stdout=subprocess.DEVNULL,
-    )
-    try:
+    frog, photo = FROG.read_bytes(), jpeg_of_a_phone()
+    with started(ours()) as (port, _):
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
         ready = first_answer(connection, frog)
         print(f"first answer after {ready:.2f} s")
         print("| request | p50 (ms) | p99 (ms) |\n|---|---:|---:|")
         for name, image, n in (
             ("256-pixel JPEG (the frog)", frog, REQUESTS),
-            ("12-megapixel JPEG", jpeg_of_a_phone(), REQUESTS // 10),
+            ("12-megapixel JPEG", photo, REQUESTS // 10),
         ):
             times = milliseconds(lambda image=image: ask(connection, image), n)
             print(f"| {name} | {np.median(times):.2f} | {np.percentile(times, 99):.2f} |")
-    finally:
-        server.terminate()
-        server.wait(timeout=30)
 
-    photo = jpeg_of_a_phone()
     for name, side in (("decoding and shrinking the latter", 32), ("the same in full size", 4000)):
         times = milliseconds(lambda side=side: fit(decode(photo, side), 32, "pad"), 50)
         print(f"| {name} | {np.median(times):.2f} | {np.percentile(times, 99):.2f} |")

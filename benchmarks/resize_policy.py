@@ -2,22 +2,25 @@
 
 PHOTOS holds a folder per class, named as CIFAR-10's labels (such as airplane/, automobile/).
 Prints, for each policy, how many photos the shipped classifier puts into their class, as they are
-and cut to the shapes that cameras take: a square photo looks the same to all three.
+and cut to the shapes that cameras take: a square photo looks the same to all three. Then, at what
+scale a JPEG has to be decoded for that: how many pixels, each way, for one of the network's.
 """
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from rest_api.bundle import Resize, load_bundle
-from rest_api.engine import load_engine
-from rest_api.images import decode, fit
+from rest_api.bundle import Bundle, Resize, load_bundle
+from rest_api.engine import Predict, load_engine
+from rest_api.images import SPARE, decode, fit
 from rest_api.settings import DEFAULT_MODEL
 
+SPARES = (4, 2, 1)
+FULL = 1000  # more than any photo has
 SHAPES = {"1:1": 1, "4:3": 4 / 3, "3:4": 3 / 4, "16:9": 16 / 9}  # width to height
 
 
@@ -31,24 +34,42 @@ def main() -> None:
     folders = [path for path in sorted(args.photos.iterdir()) if path.name in bundle.labels]
     if not folders:
         parser.error(f"{args.photos} holds no folder named as one of {', '.join(bundle.labels)}")
-    photos = [
-        (bundle.labels.index(folder.name), decode(path.read_bytes(), bundle.input_size))
-        for folder in folders
-        for path in sorted(folder.iterdir())
-    ]
-    labels = np.array([label for label, _ in photos])
-    print(
-        f"| {len(photos)} photos, cut to | {' | '.join(get_args(Resize))} |\n|---|---:|---:|---:|"
-    )
+    files = [path.read_bytes() for folder in folders for path in sorted(folder.iterdir())]
+    labels = [bundle.labels.index(folder.name) for folder in folders for _ in folder.iterdir()]
+    compare_policies(files, np.array(labels), bundle, predict)
+    compare_scales(files, np.array(labels), bundle, predict)
+
+
+def compare_policies(
+    files: Sequence[bytes], labels: np.ndarray, bundle: Bundle, predict: Predict
+) -> None:
+    print(f"| {len(files)} photos, cut to | {' | '.join(get_args(Resize))} |\n|---|---:|---:|---:|")
+    photos = [decode(file, bundle.input_size) for file in files]
     shares = []
     for name, aspect in SHAPES.items():
-        cut = [cut_to(image, aspect) for _, image in photos]
+        cut = [cut_to(photo, aspect) for photo in photos]
         shares.append([])
         for policy in get_args(Resize):
-            pixels = np.stack([fit(image, bundle.input_size, policy) for image in cut])
+            pixels = np.stack([fit(photo, bundle.input_size, policy) for photo in cut])
             shares[-1].append((predict(pixels).probabilities.argmax(1) == labels).mean())
         print(row(name, shares[-1]))
     print(row("mean", np.mean(shares, axis=0)))
+
+
+def compare_scales(
+    files: Sequence[bytes], labels: np.ndarray, bundle: Bundle, predict: Predict
+) -> None:
+    print("\n| pixels of a JPEG for one of the network's | right | other answers than in full |")
+    print("|---|---:|---:|")
+    side = bundle.input_size
+    found = {}
+    for spare in (FULL, *SPARES):
+        photos = [decode(file, side * spare // SPARE) for file in files]
+        pixels = np.stack([fit(photo, side, bundle.resize) for photo in photos])
+        found[spare] = predict(pixels).probabilities.argmax(1)
+        name = "all" if spare == FULL else f"{spare} or more"
+        right, other = found[spare] == labels, found[spare] != found[FULL]
+        print(row(name, (right.mean(), other.mean())))
 
 
 def cut_to(image: Image.Image, aspect: float) -> Image.Image:

@@ -23,7 +23,7 @@ from rest_api.schema import Failure, Problem
 
 MAX_READ = 30.0  # seconds that a client has to send its request
 MAX_WAIT = 10.0  # seconds that a request waits for its turn
-MAX_ARRIVING = 256 * 2**20  # bytes of all requests that are being sent
+MAX_HELD = 128 * 2**20  # bytes of all requests, from their arrival until they are answered
 MAX_DRAIN = 200 * 2**20  # bytes of a request that are read in vain
 TOO_SLOW = f"The request took over {MAX_READ:g} seconds to arrive. Send less, or send it faster."
 BUSY = "The server is busy. Ask again after the seconds that Retry-After gives."
@@ -58,33 +58,39 @@ class Door:
         self.max_body = max_body
         self.predictions = answer_in_turn(wsgi, threads, "predict")
         self.others = answer_in_turn(wsgi, 1, "other")
+        self.max_held = max(MAX_HELD, max_body)
         # Only the event loop counts these.
         self.places = threads + queue
-        self.arriving = 0  # bytes
+        self.held = 0  # bytes
 
     async def __rsgi__(self, scope: Scope, protocol: Any) -> None:
         with contextlib.suppress(ProtocolClosed):  # the client has gone
             protocol.response_bytes(*await self.answer(scope, protocol))
 
     async def answer(self, scope: Scope, protocol: Any) -> Answer:
-        """Take a request in, then have it answered on a thread."""
+        """Take a request in, then have it answered; of what is too much, keep nothing."""
         keep = self.max_body if scope.method == "POST" else 0
         held = min(int(scope.headers.get("content-length", keep)), keep)
-        crowded = self.arriving + held > MAX_ARRIVING
+        crowded = self.held + held > self.max_held
         if crowded:
             keep = held = 0
-        self.arriving += held
+        self.held += held
         try:
             body, size = await read(scope, protocol, keep)
         except TimeoutError:
             return refusal(scope.path, 408, "too_slow", TOO_SLOW)
+        else:
+            return await self.pass_on(wsgi_environ(scope, body, size), crowded)
         finally:
-            self.arriving -= held
-        environ = wsgi_environ(scope, body, size)
-        if scope.path != "/predict":
+            self.held -= held
+
+    async def pass_on(self, environ: dict[str, Any], crowded: bool) -> Answer:
+        """Have a request answered by a thread, if there is a place for it."""
+        path = environ["PATH_INFO"]
+        if path != "/predict":
             return await have_answered(environ, self.others)
         if crowded or not self.places:
-            return refusal(scope.path, 503, "overloaded", BUSY)
+            return refusal(path, 503, "overloaded", BUSY)
         self.places -= 1
         try:
             return await have_answered(environ, self.predictions)

@@ -15,15 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.load import free_port
 from rest_api.app import run_undisturbed
 from rest_api.settings import DEFAULT_MODEL
 from tests.conftest import FROG, ROOT
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 @contextmanager

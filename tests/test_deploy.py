@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from benchmarks.load import free_port, resident_megabytes
 from tests.conftest import ROOT
-from tests.test_app import ask, free_port, wait_for
+from tests.test_app import ask, wait_for
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
 TOOLS = Path(sys.executable).parent
@@ -57,15 +58,6 @@ def image(tmp_path_factory) -> Path:
 
 def megabytes(folder: Path) -> float:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
-
-
-def resident_megabytes(pid: int) -> float:
-    """Proportional resident memory of a process and its children."""
-    listed = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True)
-    text = "".join(
-        Path(f"/proc/{each}/smaps_rollup").read_text() for each in [pid, *listed.stdout.split()]
-    )
-    return sum(int(kilobytes) for kilobytes in re.findall(r"^Pss: +(\d+)", text, re.M)) / 1e3
 
 
 def test_image_installs_starts_answers_and_stops(image, capsys):

@@ -168,11 +168,42 @@ def test_request_that_has_waited_too_long_is_refused(monkeypatch):
 
 
 def test_requests_that_are_being_sent_hold_a_limited_memory(monkeypatch):
-    monkeypatch.setattr(door, "MAX_ARRIVING", 200)
+    monkeypatch.setattr(door, "MAX_HELD", 200)
     clients = [Client(b"x" * 90, pause=0.05) for _ in range(3)]
     answers = ask(*clients, threads=3)
     assert [answer[0] for answer in answers] == [200, 200, 503]
     assert clients[2].read == 90  # so that it sees the answer
+
+
+def test_requests_that_wait_hold_it_until_they_are_answered(monkeypatch):
+    monkeypatch.setattr(door, "MAX_HELD", 200)
+    leave = threading.Event()
+
+    def wsgi(environ, start_response):
+        assert leave.wait(30)
+        return application(environ, start_response)
+
+    entrance = Door(wsgi, threads=1, queue=9, max_body=100)
+    waiting, late, after = [Client(b"x" * 90) for _ in range(2)], Client(b"x" * 90), Client(b"x")
+
+    async def one_after_another() -> None:
+        tasks = [asyncio.create_task(entrance.__rsgi__(each.scope, each)) for each in waiting]
+        while not all(each.read for each in waiting):
+            await asyncio.sleep(0.01)
+        await entrance.__rsgi__(late.scope, late)
+        leave.set()
+        await asyncio.gather(*tasks)
+        await entrance.__rsgi__(after.scope, after)
+
+    asyncio.run(one_after_another())
+    assert code(late.answer) == "503 overloaded"
+    assert [each.answer[0] for each in (*waiting, after)] == [200, 200, 200]
+    assert entrance.held == 0
+
+
+def test_one_request_of_the_largest_size_is_always_taken(monkeypatch):
+    monkeypatch.setattr(door, "MAX_HELD", 50)
+    assert ask(Client(b"x" * 100))[0][0] == 200
 
 
 def test_client_that_leaves_is_no_error():

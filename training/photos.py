@@ -134,7 +134,7 @@ def look_at(path: Path, label: str) -> Photo | str:
     """A photo, or why the file is none."""
     try:
         data = path.read_bytes()
-        image = decode(data, side=64)
+        image = decode(data, side=128)
     except (OSError, RequestError) as error:
         return str(error)
     with Image.open(BytesIO(data), formats=FORMATS) as file:

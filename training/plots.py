@@ -167,27 +167,33 @@ def pictures(images: np.ndarray, titles: Sequence[str], columns: int = 8) -> Fig
     return figure
 
 
-def race(histories: Mapping[str, Sequence[dict]]) -> Figure:
-    """Validation accuracy against wall-clock time on a log scale, a line for each history."""
+def race(histories: Mapping[str, Sequence[Sequence[dict]]]) -> Figure:
+    """Validation accuracy against wall-clock time on a log scale.
+
+    `histories` has one for each seed: a faint line each, a bold one for their mean.
+    """
     figure = Figure(figsize=(8, 4.4), layout="constrained")
     axes = figure.subplots()
-    for (name, history), colour, marker in zip(
+    means = {}
+    for (name, seeds), colour, marker in zip(
         histories.items(), (BLUE, ORANGE, GREEN), "osD", strict=False
     ):
-        minutes = [row["seconds"] / 60 for row in history]
-        percent = [row["val_accuracy"] * 100 for row in history]
-        axes.plot(minutes, percent, color=colour, marker=marker, ms=4)
-        best = percent[-1] == max(
-            history[-1]["val_accuracy"] * 100 for history in histories.values()
-        )
+        rows = [[(row["seconds"] / 60, row["val_accuracy"] * 100) for row in h] for h in seeds]
+        minutes, percent = np.array(rows).transpose(2, 1, 0)  # each (epochs, seeds)
+        axes.plot(minutes, percent, color=colour, lw=1, alpha=0.4)
+        means[name] = minutes.mean(1), percent.mean(1), colour
+        axes.plot(*means[name][:2], color=colour, marker=marker, ms=4)
+    best = max(means, key=lambda name: means[name][1][-1])
+    for name, (minutes, percent, colour) in means.items():
+        mean = f", mean of {len(histories[name])}" if len(histories[name]) > 1 else ""
         axes.annotate(
-            f"{name}: {percent[-1]:.1f} % in {minutes[-1]:.0f} minutes",
+            f"{name}: {percent[-1]:.1f} % in {minutes[-1]:.0f} minutes{mean}",
             (minutes[-1], percent[-1]),
-            (0, 10) if best else (0, -130),
+            (0, 10) if name == best else (0, -130),
             textcoords="offset points",
             color=colour,
             ha="right",
-            arrowprops=None if best else {"arrowstyle": "-", "color": colour, "alpha": 0.5},
+            arrowprops=None if name == best else {"arrowstyle": "-", "color": colour, "alpha": 0.5},
         )
     axes.set_xscale("log")
     ticks = [1, 2, 5, 10, 20, 50, 100]
