@@ -59,17 +59,19 @@ def compare_policies(
 def compare_scales(
     files: Sequence[bytes], labels: np.ndarray, bundle: Bundle, predict: Predict
 ) -> None:
-    print("\n| pixels of a JPEG for one of the network's | right | other answers than in full |")
-    print("|---|---:|---:|")
     side = bundle.input_size
-    found = {}
-    for spare in (FULL, *SPARES):
+
+    def best(spare: int) -> np.ndarray:
         photos = [decode(file, side * spare // SPARE) for file in files]
         pixels = np.stack([fit(photo, side, bundle.resize) for photo in photos])
-        found[spare] = predict(pixels).probabilities.argmax(1)
-        name = "all" if spare == FULL else f"{spare} or more"
-        right, other = found[spare] == labels, found[spare] != found[FULL]
-        print(row(name, (right.mean(), other.mean())))
+        return predict(pixels).probabilities.argmax(1)
+
+    in_full = best(FULL)
+    found = {"all": in_full} | {f"{spare} or more": best(spare) for spare in SPARES}
+    print("\n| pixels of a JPEG for one of the network's | right | other answers than in full |")
+    print("|---|---:|---:|")
+    for name, answers in found.items():
+        print(row(name, ((answers == labels).mean(), (answers != in_full).mean())))
 
 
 def cut_to(image: Image.Image, aspect: float) -> Image.Image:
