@@ -12,6 +12,7 @@ import pytest
 
 from rest_api.app import create_app
 from rest_api.bundle import load_bundle
+from rest_api.door import MAX_HELD
 from rest_api.settings import DEFAULT_MODEL
 from tests.conftest import FROG, ROOT, post
 from training import recipes
@@ -158,6 +159,10 @@ def test_quoted_rows_of_benchmarks_are_those_measured():
     assert len(quoted) > 15
     for line in quoted:
         assert line in measured
+
+
+def test_bound_on_what_requests_hold_is_the_servers():
+    assert f"at most {MAX_HELD / 2**20:g} MiB in each process" in README
 
 
 def test_top_level_is_what_the_layout_says():

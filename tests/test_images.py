@@ -93,6 +93,8 @@ def test_large_jpeg_is_decoded_at_reduced_scale_and_looks_the_same():
     photo = gradient(2400, 1600)
     image = decode(encode(photo, "JPEG"), 32)
     assert image.size == (300, 200)  # an eighth, still over 2 x 32
+    assert decode(encode(gradient(256, 256), "JPEG"), 32).size == (64, 64)  # just 2 x 32
+    assert decode(encode(gradient(248, 248), "JPEG"), 32).size == (124, 124)
     small, full = fit(image, 32, "squash").astype(int), fit(photo, 32, "squash").astype(int)
     assert abs(small - full).max() <= 4
 
