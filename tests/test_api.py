@@ -193,6 +193,29 @@ def test_more_files_than_allowed_are_refused_naming_the_limit(client):
     assert "16" in refused(response, 413, "too_many_files")
 
 
+def test_as_many_files_as_the_settings_allow_are_answered():
+    pixel = encode(Image.new("RGB", (1, 1)))
+    client = create_app(Settings(max_files=1000)).test_client()
+    answer = client.post("/predict?top=1", data=files(*[pixel] * 1000)).get_json()
+    assert len(answer["results"]) == 1000
+
+
+def test_body_is_read_in_one_piece(client):
+    reads = []
+
+    class Body(io.BytesIO):
+        def read(self, size=-1):
+            reads.append(size)
+            return super().read(size)
+
+    frog = FROG.read_bytes()
+    response = client.post(
+        "/predict", input_stream=Body(frog), content_type="image/jpeg", content_length=len(frog)
+    )
+    assert response.status_code == 200
+    assert reads == [len(frog)]
+
+
 def test_raw_body_and_base64_are_answered_as_the_form_is(client):
     frog = FROG.read_bytes()
     expected = post(client, frog).get_json()
