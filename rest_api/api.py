@@ -92,7 +92,8 @@ def classify(data: bytes, served: Served, top: int) -> tuple[list[schema.Predict
 
 def sent_images() -> list[tuple[str, bytes]]:
     """Name and bytes of each image of the request. Raises RequestError."""
-    body = sent_body()
+    # Not get_data(), which reads in pieces and takes 3 ms for a large photo, not 0.1.
+    body = request.stream.read(request.content_length or -1)
     if request.mimetype.startswith("image/"):
         return [("", body)]
     if request.mimetype == "application/json":
@@ -104,18 +105,6 @@ def sent_images() -> list[tuple[str, bytes]]:
         message = f"{len(images)} images are too many for one request. Send at most {limit}."
         raise RequestError(413, "too_many_files", message)
     return images
-
-
-def sent_body() -> bytes:
-    """The body of the request. Raises RequestError.
-
-    Not by Flask's get_data(), which copies it four times, in pieces.
-    """
-    size, limit = request.content_length or 0, settings().max_body
-    if size > limit:
-        message = f"The request is too large. Send at most {limit / 2**20:g} MiB."
-        raise RequestError(413, "too_large", message)
-    return request.environ["wsgi.input"].read(size)
 
 
 def images_in_form(body: bytes) -> list[tuple[str, bytes]]:
@@ -257,8 +246,12 @@ def refused(error: RequestError) -> Response:
 
 @api.app_errorhandler(HTTPException)
 def http_error(error: HTTPException) -> Response:
-    """Flask's own refusals (404, 405, …) in the same shape."""
+    """Flask's own refusals (404, 405, 413, …) in the same shape."""
     status = error.code or 500
+    if status == 413:
+        limit = settings().max_body / 2**20
+        message = f"The request is too large. Send at most {limit:g} MiB."
+        return failure(status, "too_large", message)
     code = (error.name or "error").lower().replace(" ", "_")
     return failure(status, code, error.description or error.name, dict(error.get_headers()))
 

@@ -49,6 +49,7 @@ def create_app(
     `draining` says whether the server is about to stop. Raises BundleError.
     """
     app = Flask(__name__, static_url_path="/static")
+    app.config["MAX_CONTENT_LENGTH"] = settings.max_body
     app.extensions |= {
         "settings": settings,
         "draining": draining,
