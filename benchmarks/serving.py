@@ -58,7 +58,7 @@ from training.files import replacing
 
 PAGE = ROOT / "benchmarks" / "serving.md"
 CONNECTIONS = (1, 4, 16, 64)
-ROUNDS = 3
+ROUNDS = 5
 SECONDS = {"32-pixel PNG": 2, "256-pixel JPEG": 2, "12-megapixel JPEG": 5}  # of load
 MOST_REFUSED = 0.1  # of the requests; with more, a p50 says nothing of answers
 HERE = "here"  # the environment that this runs in
