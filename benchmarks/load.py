@@ -137,6 +137,23 @@ def resident_megabytes(pid: int) -> float:
     return sum(int(kb) for kb in re.findall(r"^Pss: +(\d+)", "".join(rollups), re.M)) / 1024
 
 
+def wait_until_idle(pid: int) -> None:
+    """Wait for a server that still works on requests whose client has gone."""
+
+    def seconds() -> float:  # that all its processes have worked, in user and kernel mode
+        stats = [Path(f"/proc/{each}/stat").read_text() for each in family(pid)]
+        ticks = (int(n) for stat in stats for n in stat.rpartition(")")[2].split()[11:13])
+        return sum(ticks) / os.sysconf("SC_CLK_TCK")
+
+    before = seconds()
+    for _ in range(300):
+        time.sleep(0.2)
+        if (now := seconds()) - before < 0.04:  # a fifth of a core
+            return
+        before = now
+    raise RuntimeError("The server still works a minute after its last request.")
+
+
 def open_files(pid: int) -> int:
     return sum(len(list(Path(f"/proc/{each}/fd").iterdir())) for each in family(pid))
 

@@ -20,7 +20,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import product
@@ -43,6 +43,7 @@ from benchmarks.load import (
     need_wrk,
     resident_megabytes,
     started,
+    wait_until_idle,
     wrk,
 )
 from rest_api.api import sent_images
@@ -78,6 +79,10 @@ SERVERS = {  # name: (environment, command after its bin/)
         ("bentoml", "serve", "benchmarks.rivals.bento:Classifier", "--port", "{port}"),
     ),
 }
+
+
+# Of each round, by server, by input and connections.
+Rounds = Sequence[Mapping[str, Mapping[tuple[str, int], Load]]]
 
 
 @dataclass(frozen=True)
@@ -124,6 +129,7 @@ def measure(
         for name, image in images.items():
             wrk(url, image, connections[0], 1)
             for number in connections:
+                wait_until_idle(pid)
                 loads[name, number] = wrk(url, image, number, SECONDS[name])
                 resident[number] = resident_megabytes(pid)
         return ready, resident, loads
@@ -190,9 +196,7 @@ def installed_megabytes(environment: Path) -> float:
     return sum(path.stat().st_size for path in files if path.suffix != ".pyc") / 1e6
 
 
-def ratios(
-    rounds: Sequence[Mapping[str, Mapping[tuple[str, int], Load]]], other: str, key: tuple[str, int]
-) -> tuple[list[float], list[float]]:
+def ratios(rounds: Rounds, other: str, key: tuple[str, int]) -> tuple[list[float], list[float]]:
     """How many times as many answers as another server, and how many times sooner, by round.
 
     Infinitely many where the other gave none.
@@ -219,16 +223,44 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def page(
-    rounds: Sequence[Mapping[str, Mapping[tuple[str, int], Load]]],
-    costs: Mapping[str, Cost],
-    limits: Sequence[Mapping[str, float]],
-    breakdown: Mapping[str, Mapping[str, float]],
-) -> str:
-    """All that was measured, as Markdown."""
-    keys = list(rounds[0][OURS])
-    loads = []
-    for (name, number), server in product(keys, costs):
+def compared(rounds: Rounds, servers: Iterable[str]) -> str:
+    """How many times ours is as fast as each other server, as a table."""
+    rows = []
+    for key, other in product(rounds[0][OURS], servers):
+        if other == OURS:
+            continue
+        rates, sooner = map(spread, ratios(rounds, other, key))
+        if not all(mostly_answered(each[name][key]) for each in rounds for name in (OURS, other)):
+            sooner = "refused"
+        rows.append([f"{key[0]}, {key[1]}", other, rates, sooner])
+    return table(["input, connections", "other", "answers", "p50"], rows)
+
+
+def needed(costs: Mapping[str, Cost]) -> str:
+    """What each server needs beside time, as a table."""
+    resident = [f"resident, {number} (MB)" for number in costs[OURS].resident]
+    rows = []
+    for name, cost in costs.items():
+        megabytes = [f"{each:,.0f}" for each in (*cost.resident.values(), cost.installed)]
+        rows.append([name, f"{cost.first_answer:.2f}", *megabytes])
+    return table(["server", "first answer (s)", *resident, "installed (MB)"], rows)
+
+
+def share_of_limit(rounds: Rounds, limits: Sequence[Mapping[str, float]], connections: int) -> str:
+    """What is possible without HTTP, and how much of it the server reaches, as a table."""
+    rows = []
+    for name in limits[0]:
+        most = [each[name] for each in limits]
+        rates = [each[OURS][name, connections].per_second for each in rounds]
+        shares = [100 * rate / top for rate, top in zip(rates, most, strict=True)]
+        rows.append([name, f"{statistics.median(most):,.0f}", spread(shares)])
+    return table(["input", "answers/s without HTTP", "reached (%)"], rows)
+
+
+def all_figures(rounds: Rounds, servers: Iterable[str]) -> str:
+    """What wrk saw of each server, as a table."""
+    rows = []
+    for (name, number), server in product(rounds[0][OURS], servers):
         seen = [each[server][name, number] for each in rounds]
         rate, p50, p99 = (
             statistics.median(getattr(load, what) for load in seen)
@@ -236,63 +268,45 @@ def page(
         )
         errors = sum(load.failed + load.refused for load in seen)
         cells = [f"{rate:,.0f}", f"{p50:.1f}", f"{p99:.1f}", f"{errors}"]
-        loads.append([f"{name}, {number}", server, *cells])
-    against = []
-    for key, other in product(keys, costs):
-        if other != OURS:
-            rates, sooner = map(spread, ratios(rounds, other, key))
-            if not all(
-                mostly_answered(each[name][key]) for each in rounds for name in (OURS, other)
-            ):
-                sooner = "refused"
-            against.append([f"{key[0]}, {key[1]}", other, rates, sooner])
-    busiest = max(number for _, number in keys if number <= 16)
-    reached = []
-    for name in limits[0]:
-        most = [each[name] for each in limits]
-        rates = [each[OURS][name, busiest].per_second for each in rounds]
-        shares = [100 * rate / top for rate, top in zip(rates, most, strict=True)]
-        reached.append([name, f"{statistics.median(most):,.0f}", spread(shares)])
-    needs = [
-        [
-            name,
-            f"{c.first_answer:.2f}",
-            *(f"{megabytes:,.0f}" for megabytes in c.resident.values()),
-            f"{c.installed:,.0f}",
-        ]
-        for name, c in costs.items()
-    ]
-    resident = [f"resident, {number} (MB)" for number in costs[OURS].resident]
+        rows.append([f"{name}, {number}", server, *cells])
+    return table(
+        ["input, connections", "server", "answers/s", "p50 (ms)", "p99 (ms)", "errors"], rows
+    )
+
+
+def page(
+    rounds: Rounds,
+    costs: Mapping[str, Cost],
+    limits: Sequence[Mapping[str, float]],
+    breakdown: Mapping[str, Mapping[str, float]],
+) -> str:
+    """All that was measured, as Markdown."""
+    busiest = max(number for _, number in rounds[0][OURS] if number <= 16)
     parts = next(iter(breakdown.values()))
+    times = [[name, *(f"{ms:.2f}" for ms in each.values())] for name, each in breakdown.items()]
     sections = [
         f"# Serving, side by side\n\n{datetime.date.today().isoformat()}, {os.cpu_count()} cores, "
         f"which the load generator (wrk) shares; {len(rounds)} rounds, all servers in turn in "
         "each. Medians of the rounds; of ratios, the least and the most too. Written by "
         "`python -m benchmarks.serving`.",
         "## Against the others\n\nHow many times as many answers a second, how many times sooner "
-        f'half of them come, {OURS} against each ("refused": one of the two refused over a tenth):'
-        + "\n\n"
-        + table(["input, connections", "other", "answers", "p50"], against),
+        f'half of them come, {OURS} against each ("refused": one of the two refused over a tenth):',
+        compared(rounds, costs),
         "## What each needs\n\nThe least of the rounds until the first answer; all its processes, "
-        "right after so many connections have sent the last input; its packages, without "
-        "bytecode.\n\n" + table(["server", "first answer (s)", *resident, "installed (MB)"], needs),
-        f"## The limit\n\nTwo processes that do the same without HTTP, and what share of it the "
-        f"server reaches at {busiest} connections:\n\n"
-        + table(["input", "answers/s without HTTP", "reached (%)"], reached),
-        "## Where the time goes\n\nMilliseconds of one request, alone in a process:\n\n"
-        + table(
-            ["input", *parts],
-            [[name, *(f"{ms:.2f}" for ms in each.values())] for name, each in breakdown.items()],
-        ),
-        "## All figures\n\nErrors count refusals (503) too.\n\n"
-        + table(
-            ["input, connections", "server", "answers/s", "p50 (ms)", "p99 (ms)", "errors"], loads
-        ),
+        "right after so many connections have sent the last input; its packages, without bytecode.",
+        needed(costs),
+        "## The limit\n\nTwo processes that do the same without HTTP, and what share of it the "
+        f"server reaches at {busiest} connections:",
+        share_of_limit(rounds, limits, busiest),
+        "## Where the time goes\n\nMilliseconds of one request, alone in a process:",
+        table(["input", *parts], times),
+        "## All figures\n\nErrors count refusals (503) too.",
+        all_figures(rounds, costs),
     ]
     return "\n\n".join(sections) + "\n"
 
 
-def draw(rounds: Sequence[Mapping[str, Mapping[tuple[str, int], Load]]]) -> Figure:
+def draw(rounds: Rounds) -> Figure:
     """Answers a second at 16 connections, a panel for each input."""
     names = {name: None for name, number in rounds[0][OURS] if number == 16}
     figure = Figure(figsize=(11, 3.4), layout="constrained")

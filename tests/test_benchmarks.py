@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import training
-from benchmarks.load import Load, family, started
+from benchmarks.load import Load, family, started, wait_until_idle
 from benchmarks.resize_policy import cut_to
 from benchmarks.serving import OURS, ratios
 from benchmarks.training import gflop_an_image
@@ -54,6 +54,27 @@ def test_no_process_of_a_server_outlives_its_turn():
     while status.exists() and "(zombie)" not in status.read_text():
         assert time.monotonic() < deadline + 5, "it still runs"
         time.sleep(0.01)
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="a process's time is found in /proc")
+def test_load_begins_when_the_server_has_done_with_the_one_before(tmp_path):
+    script = (
+        "import pathlib, time\n"
+        "pathlib.Path('begun').touch()\n"
+        "while time.process_time() < 1: pass\n"
+        "pathlib.Path('done').touch()\n"
+        "time.sleep(99)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path)
+    try:
+        while not (tmp_path / "begun").exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        wait_until_idle(process.pid)
+        assert (tmp_path / "done").exists()
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_servers_are_compared_within_a_round():

@@ -15,9 +15,10 @@ import platform
 import sys
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
+from itertools import islice
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,11 @@ def train(
         progress = restore(run / CHECKPOINT, network, slow, progress.settings)
     first, before = progress.epoch, progress.seconds
 
+    def after_step() -> None:
+        progress.step += 1
+        if recipe.lookahead and progress.step % recipe.lookahead == 0:
+            look_ahead(network, slow, progress.step / total_steps)
+
     bar = tqdm(total=total_steps * batch_size, initial=progress.step * batch_size, unit="img")
     for epoch in range(first, ceil(epochs)):
         side = side_of_epoch(recipe, epoch)
@@ -92,20 +98,10 @@ def train(
         how = augmentation_of_epoch(recipe, epoch, epochs)
         batches = batches_of_epoch(resized, labels, how, batch_size, epoch, seed)
         bar.set_description(f"epoch {epoch + 1}/{ceil(epochs)}")
-        sums = {"loss": 0.0, "accuracy": 0.0}
-        for done, (batch, targets) in zip(range(1, steps + 1), batches, strict=False):
-            network.reset_metrics()
-            logs = network.train_on_batch(batch, targets, return_dict=True)
-            progress.step += 1
-            if recipe.lookahead and progress.step % recipe.lookahead == 0:
-                look_ahead(network, slow, progress.step / total_steps)
-            sums = {key: total + float(logs[key]) for key, total in sums.items()}
-            bar.set_postfix({key: f"{sums[key] / done:.3f}" for key in sums}, refresh=False)
-            bar.update(batch_size)
+        figures = train_steps(network, islice(batches, steps), after_step, bar)
         if recipe.lookahead and progress.step == total_steps:
             assign(network.weights, slow)
 
-        figures = {key: round(total / steps, 5) for key, total in sums.items()}
         figures |= validate(network, validation) if validation else {}
         progress.epoch = epoch + 1
         progress.seconds = round(before + time.perf_counter() - started, 1)
@@ -116,6 +112,21 @@ def train(
         tqdm.write("  ".join(f"{key} {value:.4g}" for key, value in row.items()))
     bar.close()
     return network, progress
+
+
+def train_steps(
+    network: keras.Model, batches: Iterable[Split], after_step: Callable[[], None], bar: tqdm
+) -> dict[str, float]:
+    """Train on each of some batches; returns their mean loss and accuracy."""
+    sums = {"loss": 0.0, "accuracy": 0.0}
+    for done, (images, targets) in enumerate(batches, start=1):
+        network.reset_metrics()
+        logs = network.train_on_batch(images, targets, return_dict=True)
+        after_step()
+        sums = {key: total + float(logs[key]) for key, total in sums.items()}
+        bar.set_postfix({key: f"{sums[key] / done:.3f}" for key in sums}, refresh=False)
+        bar.update(len(images))
+    return {key: round(total / done, 5) for key, total in sums.items()}
 
 
 def build(
