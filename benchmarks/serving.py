@@ -168,8 +168,8 @@ def stages(image: bytes) -> dict[str, float]:
         return {**asked, "wsgi.input": io.BytesIO(body)}
 
     def parse() -> None:
-        with app.request_context(request()):
-            sent_images()
+        with app.request_context(request()) as context:
+            sent_images(context.request)
 
     decoded = decode(image, side)
     pixels = fit(decoded, side, bundle.resize)[None]

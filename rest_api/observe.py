@@ -16,7 +16,7 @@ from typing import Any
 from wsgiref.types import StartResponse, WSGIApplication
 
 import msgspec
-from flask import Request, Response, request
+from flask import Request, Response
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
     REGISTRY,
@@ -95,12 +95,14 @@ def record(asked: Request, status: int, seconds: float) -> None:
     log.info("%s", msgspec.json.encode(line).decode())
 
 
-def classified(model: str, label: str, uncertain: bool, decode: float, infer: float) -> None:
+def classified(
+    asked: Request, model: str, label: str, uncertain: bool, decode: float, infer: float
+) -> None:
     """Count an image that has been answered; `decode` and `infer` are seconds."""
     series(PREDICTIONS, model, label).inc()
     if uncertain:
         series(UNCERTAIN, model).inc()
-    line = request.environ[LINE]
+    line = asked.environ[LINE]
     for stage, seconds in (("decode", decode), ("infer", infer)):
         series(SECONDS, stage).observe(seconds)
         line[f"{stage}_ms"] = round(line.get(f"{stage}_ms", 0) + 1000 * seconds, 2)

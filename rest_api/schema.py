@@ -1,6 +1,5 @@
 """What goes in and out of the API, declared once: for the answers and for /openapi.json."""
 
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -12,28 +11,24 @@ Probability = Annotated[float, Meta(ge=0, le=1)]
 Uncertain = Annotated[bool, Meta(description="whether the score is below the model's threshold")]
 
 
-@dataclass
-class Prediction:
+class Prediction(msgspec.Struct):
     label: str
     probability: Probability
 
 
-@dataclass
-class Model:
+class Model(msgspec.Struct):
     """Which network answered."""
 
     name: str
     version: str
 
 
-@dataclass
-class Problem:
+class Problem(msgspec.Struct):
     code: Annotated[str, Meta(description="stable, for programs")]
     message: Annotated[str, Meta(description="what was wrong, and what would be right")]
 
 
-@dataclass
-class Failure:
+class Failure(msgspec.Struct):
     success: Literal[False]
     error: Problem
 
@@ -58,8 +53,7 @@ class Answer(msgspec.Struct, kw_only=True):
     model: Model
 
 
-@dataclass
-class ServedModel:
+class ServedModel(msgspec.Struct):
     name: str
     version: str
     default: bool
@@ -70,14 +64,12 @@ class ServedModel:
     accuracy: Annotated[dict[str, Any], Meta(description="as model.json states it")]
 
 
-@dataclass
-class Models:
+class Models(msgspec.Struct):
     success: Literal[True]
     models: list[ServedModel]
 
 
-@dataclass
-class Health:
+class Health(msgspec.Struct):
     status: Literal["live", "ready"]
 
 
@@ -86,8 +78,7 @@ class PredictQuery(msgspec.Struct):
     model: Annotated[str, Meta(description="one of GET /models (the first)")] | UnsetType = UNSET
 
 
-@dataclass
-class Base64Image:
+class Base64Image(msgspec.Struct):
     image: Annotated[str, Meta(description="the bytes of an image file in base64")]
 
 
