@@ -175,6 +175,8 @@ def wsgi_environ(scope: Scope, body: bytes, size: int) -> dict[str, Any]:
     for name, value in scope.headers.items():
         if "_" in name:
             continue  # x_forwarded_for would pass for what a proxy says in X-Forwarded-For
+        if name == "transfer-encoding":
+            continue  # what came in chunks is whole now: Flask would take it for endless
         key = "HTTP_" + name.upper().replace("-", "_")
         environ[key] = f"{environ[key]},{value}" if key in environ else value
     if "HTTP_CONTENT_TYPE" in environ:

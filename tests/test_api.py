@@ -204,9 +204,9 @@ def test_body_is_read_in_one_piece(client):
     reads = []
 
     class Body(io.BytesIO):
-        def readinto(self, buffer):
-            reads.append(len(buffer))
-            return super().readinto(buffer)
+        def read(self, size=-1):
+            reads.append(size)
+            return super().read(size)
 
     frog = FROG.read_bytes() + bytes(2**20)  # what follows the image in its file is ignored
     response = client.post(
@@ -214,6 +214,15 @@ def test_body_is_read_in_one_piece(client):
     )
     assert response.status_code == 200
     assert reads == [len(frog)]
+
+
+def test_body_of_a_server_that_takes_chunks_is_read_to_its_end(client):
+    chunked = {"wsgi.input_terminated": True, "HTTP_TRANSFER_ENCODING": "chunked"}
+    frog = FROG.read_bytes()
+    response = client.post(
+        "/predict", data=frog, content_type="image/jpeg", environ_overrides=chunked
+    )
+    assert response.get_json()["predictions"][0]["label"] == "frog"
 
 
 def test_raw_body_and_base64_are_answered_as_the_form_is(client):

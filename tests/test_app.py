@@ -61,12 +61,13 @@ def wait_for(port: int, process: subprocess.Popen) -> None:
             time.sleep(0.02)
 
 
-def ask(port: int) -> dict:
+def ask(port: int, chunked: bool = False) -> dict:
     """POST the frog as curl -F does, without a client library."""
     head = b'--x\r\nContent-Disposition: form-data; name="image"; filename="frog.jpg"\r\n\r\n'
+    body = head + FROG.read_bytes() + b"\r\n--x--\r\n"
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}/predict",
-        head + FROG.read_bytes() + b"\r\n--x--\r\n",
+        iter([body[:5000], body[5000:]]) if chunked else body,
         {"Content-Type": "multipart/form-data; boundary=x"},
     )
     with urllib.request.urlopen(request, timeout=10) as response:
@@ -79,6 +80,11 @@ def ask(port: int) -> dict:
 def test_server_answers_started_from_the_root_or_its_folder(script, cwd):
     with server(script=script, cwd=cwd) as (_, port):
         assert ask(port)["predictions"][0]["label"] == "frog"
+
+
+def test_photo_that_is_sent_in_chunks_is_answered():
+    with server("--workers", "1") as (_, port):
+        assert ask(port, chunked=True) == ask(port)
 
 
 def test_sigterm_ends_the_server_with_status_zero():

@@ -106,6 +106,15 @@ def test_header_with_an_underscore_does_not_pass_for_a_proxys():
     assert seen["HTTP_X_FORWARDED_FOR"] == "a"
 
 
+def test_chunks_are_not_announced_to_the_application_that_gets_them_whole():
+    def wsgi(environ, start_response):
+        assert not {name for name in environ if "TRANSFER" in name}
+        return application(environ, start_response)
+
+    client = Client(b"abc", b"def", headers={"transfer-encoding": "chunked"})
+    assert ask(client, wsgi=wsgi)[0][2] == b"6:abcdef"
+
+
 def test_body_over_the_limit_is_read_to_its_end_and_not_kept():
     for headers in ({"content-length": "120"}, {}):  # announced, and not
         client = Client(b"x" * 60, b"y" * 60, headers=headers)
