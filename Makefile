@@ -18,11 +18,11 @@ lint: .venv/test
 	.venv/bin/ruff format --check
 	.venv/bin/bandit --quiet --recursive rest_api training
 
-bench: .venv/test $(patsubst benchmarks/rivals/%.txt,.bench/%/done,$(wildcard benchmarks/rivals/*.txt))
+bench: .venv/test $(patsubst benchmarks/serving/rivals/%.txt,.bench/%/done,$(wildcard benchmarks/serving/rivals/*.txt))
 	.venv/bin/python -m benchmarks.serving --venvs .bench --short
 	.venv/bin/python -m benchmarks.training --short
 
-.bench/%/done: benchmarks/rivals/%.txt rest_api/requirements.txt
+.bench/%/done: benchmarks/serving/rivals/%.txt rest_api/requirements.txt
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	touch $@

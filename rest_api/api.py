@@ -12,11 +12,11 @@ from multipart import MultipartError, MultipartSegment, PushMultipartParser
 from spectree import Response as Responses
 from werkzeug.exceptions import HTTPException
 
-from rest_api import observe, schema
+from rest_api import schema, telemetry
+from rest_api.classifier import Served
 from rest_api.engine import best_classes
 from rest_api.errors import RequestError
 from rest_api.images import decode, fit
-from rest_api.models import Served
 from rest_api.schema import spec
 from rest_api.settings import Settings
 
@@ -68,7 +68,7 @@ def result(asked: Request, filename: str, data: bytes, served: Served, top: int)
     try:
         predictions, uncertain = classify(asked, data, served, top)
     except RequestError as error:
-        observe.REJECTED.labels(error.code).inc()
+        telemetry.REJECTED.labels(error.code).inc()
         problem = schema.Problem(error.code, str(error))
         return schema.Result(filename, success=False, error=problem)
     return schema.Result(filename, success=True, predictions=predictions, uncertain=uncertain)
@@ -88,7 +88,9 @@ def classify(
     decoded = time.perf_counter()
     best, uncertain = best_classes(served.predict(pixels), bundle, top)
     ended = time.perf_counter()
-    observe.classified(asked, bundle.name, best[0][0], uncertain, decoded - began, ended - decoded)
+    telemetry.classified(
+        asked, bundle.name, best[0][0], uncertain, decoded - began, ended - decoded
+    )
     predictions = [schema.Prediction(label, round(share, 6)) for label, share in best]
     return predictions, uncertain
 
@@ -214,7 +216,7 @@ def ready() -> Response:
 
 @api.get("/metrics")
 def metrics() -> Response:
-    return observe.metrics()
+    return telemetry.metrics()
 
 
 def describe(app: Flask) -> None:
@@ -270,7 +272,7 @@ def http_error(error: HTTPException) -> Response:
 def failure(
     status: int, code: str, message: str, headers: dict[str, str] | None = None
 ) -> Response:
-    observe.REJECTED.labels(code).inc()
+    telemetry.REJECTED.labels(code).inc()
     response = answer(schema.Failure(False, schema.Problem(code, message)), status)
     for name in ("Allow", "Retry-After", "WWW-Authenticate"):
         if name in (headers or {}):

@@ -29,12 +29,12 @@ from flask import Flask
 
 from rest_api.api import api, describe
 from rest_api.bundle import FILENAMES, BundleError, load_bundle
-from rest_api.door import Door
-from rest_api.guard import guard
-from rest_api.models import find_bundles, load_models
-from rest_api.observe import count_models, observed
+from rest_api.classifier import find_bundles, load_models
+from rest_api.gateway import Door
 from rest_api.pages import pages
+from rest_api.security import guard
 from rest_api.settings import DEFAULT_MODEL, Settings
+from rest_api.telemetry import count_models, observed
 
 SETTINGS = Settings()
 GRACE = 30  # seconds that accepted requests have to end when the server stops

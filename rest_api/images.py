@@ -22,7 +22,9 @@ with contextlib.suppress(ImportError):
 Image.init()  # load what reads them now, not when the first request comes
 WHITE = (255, 255, 255, 255)
 GREY = (128, 128, 128)
-SPARE = 2  # times the network's side: 1 in 200 answers differs (benchmarks/resize_policy.py)
+SPARE = (
+    2  # times the network's side: 1 in 200 answers differs (benchmarks/quality/resize_policy.py)
+)
 # What Pillow raises on damaged files, besides UnidentifiedImageError.
 DECODING_ERRORS = (
     OSError,
@@ -101,7 +103,7 @@ def fit(image: Image.Image, side: int, policy: Resize) -> np.ndarray:
 def _shrink(
     image: Image.Image, size: tuple[int, int], box: tuple[int, int, int, int] | None = None
 ) -> Image.Image:
-    # Lanczos is right most often on photos (benchmarks/resize_policy.py). A large image is
+    # Lanczos is right most often on photos (benchmarks/quality/resize_policy.py). A large image is
     # first averaged down to three times the size, which shows in nothing but the time.
     return image.resize(size, Image.Resampling.LANCZOS, box, reducing_gap=3)
 

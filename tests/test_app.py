@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.load import free_port
+from benchmarks.serving.load import free_port
 from rest_api.app import run_undisturbed
 from rest_api.settings import DEFAULT_MODEL
 from tests.conftest import FROG, ROOT

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import training
-from benchmarks.load import Load, family, started, wait_until_idle
-from benchmarks.resize_policy import cut_to
-from benchmarks.serving import OURS, ratios
-from benchmarks.training import gflop_an_image
+from benchmarks.quality.resize_policy import cut_to
+from benchmarks.serving.__main__ import OURS, ratios
+from benchmarks.serving.load import Load, family, started, wait_until_idle
+from benchmarks.training import __main__ as training
+from benchmarks.training.__main__ import gflop_an_image
 from tests.conftest import ROOT
-from training import recipes
+from training.cifar10 import recipes
 
 
 def test_photos_are_cut_to_the_shape_of_cameras():
@@ -32,7 +32,7 @@ def test_resize_policies_agree_on_square_photos(tmp_path):
         for i in range(3):
             pixels = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / label / f"{i}.png")
-    command = [sys.executable, "-m", "benchmarks.resize_policy", str(tmp_path)]
+    command = [sys.executable, "-m", "benchmarks.quality.resize_policy", str(tmp_path)]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     rows = [line.split("|")[1:-1] for line in run.stdout.splitlines()]
     assert rows[0] == [" 6 photos, cut to ", " squash ", " crop ", " pad "]

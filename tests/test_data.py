@@ -3,8 +3,8 @@ import pickle
 import numpy as np
 import pytest
 
-from training import data
-from training.data import DataError, load_cifar10, read_batch, split_validation
+from training.cifar10 import data
+from training.cifar10.data import DataError, load_cifar10, read_batch, split_validation
 
 
 def test_official_files_load_as_rgb_images(small_cifar):

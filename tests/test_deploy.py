@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from benchmarks.load import free_port, resident_megabytes
+from benchmarks.serving.load import free_port, resident_megabytes
 from tests.conftest import ROOT
 from tests.test_app import ask, wait_for
 

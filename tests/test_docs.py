@@ -12,10 +12,10 @@ import pytest
 
 from rest_api.app import create_app
 from rest_api.bundle import load_bundle
-from rest_api.door import MAX_HELD
+from rest_api.gateway import MAX_HELD
 from rest_api.settings import DEFAULT_MODEL
 from tests.conftest import FROG, ROOT, post
-from training import recipes
+from training.cifar10 import recipes
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 MODULES = [
@@ -25,7 +25,7 @@ MODULES = [
     "training.export",
     "training.photos",
     "training.transfer",
-    "benchmarks.overload",
+    "benchmarks.robustness.overload",
     "benchmarks.serving",
     "benchmarks.training",
 ]
@@ -112,7 +112,7 @@ def test_accuracy_in_the_readme_is_the_bundles():
 
 
 def test_figures_of_the_recipe_are_those_of_its_runs():
-    records = (ROOT / "benchmarks" / "records").glob("fast94-seed*-final.json")
+    records = (ROOT / "benchmarks" / "training" / "records").glob("fast94-seed*-final.json")
     runs = [json.loads(path.read_text()) for path in records]
     assert {run["recipe"] for run in runs} == {"fast94"}
     assert all(run["images"] == 50_000 and run["measured_on"] == "test" for run in runs)
@@ -127,7 +127,7 @@ def test_figures_of_the_recipe_are_those_of_its_runs():
 
 
 def test_figures_of_classic_are_those_of_its_run():
-    record = ROOT / "benchmarks" / "records" / "classic-seed0-final.json"
+    record = ROOT / "benchmarks" / "training" / "records" / "classic-seed0-final.json"
     run = json.loads(record.read_text())
     recipes.load("classic")
     minutes = f"{run['seconds'] / 60:.1f} minutes"
@@ -146,7 +146,7 @@ def test_links_and_pictures_exist(page):
 def test_quoted_rows_of_benchmarks_are_those_measured():
     measured = [
         line
-        for name in ("serving.md", "training.md")
+        for name in ("serving/README.md", "training/README.md")
         for line in (ROOT / "benchmarks" / name).read_text(encoding="utf-8").splitlines()
     ]
     first = ("| 32-pixel", "| 256-pixel JPEG,", "| 12-megapixel", "| training step", "| matrix")

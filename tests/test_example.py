@@ -15,7 +15,7 @@ from PIL import Image
 from tests.conftest import ROOT
 from tests.test_app import server
 from tests.test_transfer import coloured, small_backbone
-from training import transfer
+from training.photos import transfer
 
 PAGE = (ROOT / "docs" / "your_own_photos.md").read_text(encoding="utf-8")
 COMMANDS = [

@@ -8,8 +8,9 @@ import pytest
 
 from rest_api.bundle import load_bundle
 from rest_api.engine import Answers, load_engine
-from training import export, files, metrics, networks
-from training.data import LABELS
+from training import export, files, metrics
+from training.cifar10 import networks
+from training.cifar10.data import LABELS
 
 DESCRIPTION = {
     "name": "test",

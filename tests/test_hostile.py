@@ -5,7 +5,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from benchmarks.fuzz import fuzz
+from benchmarks.robustness.fuzz import fuzz
 from rest_api.app import create_app
 from tests.conftest import encode
 

@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 from keras import layers
 
-from training import networks
-from training.networks import BatchNorm, dirac_kernel, fast_vgg, gelu, vgg, whitening_kernel
+from training.cifar10 import networks
+from training.cifar10.networks import BatchNorm, dirac_kernel, fast_vgg, gelu, vgg, whitening_kernel
 
 
 @pytest.fixture

@@ -12,11 +12,11 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.test_photos import picture
-from training import study
+from training.cifar10 import study
 from training.notebooks.build import PLACES
-from training.photos import MIN_PHOTOS
+from training.photos.inspect import MIN_PHOTOS
 
-RECORDS = ROOT / "benchmarks" / "records"
+RECORDS = ROOT / "benchmarks" / "training" / "records"
 
 
 @pytest.fixture(params=PLACES)

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.load import family, free_port, multipart, open_files, resident_megabytes
-from benchmarks.overload import picture
+from benchmarks.robustness.overload import picture
+from benchmarks.serving.load import family, free_port, multipart, open_files, resident_megabytes
 from rest_api import app
 from rest_api.settings import DEFAULT_MODEL, Settings
 from tests.conftest import FROG, ROOT

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import ROOT, error_of
-from training.photos import MIN_PHOTOS, Photo, PhotosError, grouped, report, split, survey
+from training.photos.inspect import MIN_PHOTOS, Photo, PhotosError, grouped, report, split, survey
 
 
 def picture(seed: int, size: tuple[int, int] = (96, 72)) -> Image.Image:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import ROOT
-from training import records, study, train
+from training.cifar10 import records, study, train
 
 
 @pytest.mark.parametrize("name", study.VARIANTS)

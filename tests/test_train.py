@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from tests.conftest import ROOT
-from training import recipes, train
 from training.augment import Augmentation
+from training.cifar10 import recipes, train
 
 
 def command(recipe: str, data: Path, run: Path, *options: str) -> list[str]:

@@ -16,11 +16,11 @@ from rest_api.engine import load_engine
 from rest_api.settings import Settings
 from tests.conftest import error_of
 from tests.test_photos import picture
-from training import transfer, tuning
-from training.backbones import BACKBONES, WeightsError, load_backbone
-from training.features import cache_name, features, pooled, view_of
-from training.photos import survey
-from training.rejection import SCORES, Known
+from training.ood import SCORES, Known
+from training.photos import transfer, tuning
+from training.photos.backbones import BACKBONES, WeightsError, load_backbone
+from training.photos.features import cache_name, features, pooled, view_of
+from training.photos.inspect import survey
 
 SIDE = 32
 
@@ -116,7 +116,7 @@ def test_features_are_computed_once_for_each_content(photos, tmp_path, monkeypat
     computed = []
     original = view_of
     monkeypatch.setattr(
-        "training.features.view_of",
+        "training.photos.features.view_of",
         lambda photo, *rest: computed.append(photo) or original(photo, *rest),
     )
     again = features(network, some, cache, views=3)

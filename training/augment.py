@@ -1,6 +1,6 @@
 """Augmentation of whole batches. Images are (N, H, W, C) uint8 or float32.
 
-`python -m benchmarks.input_pipeline` measures each step against the training step.
+`python -m benchmarks.training.input_pipeline` measures each step against the training step.
 """
 
 from dataclasses import dataclass

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from rest_api.bundle import FILENAMES, BundleError, load_bundle
 from rest_api.engine import Answers, Predict, load_engine
 from training import metrics, plots
-from training.data import DataError, load_cifar10
+from training.cifar10.data import DataError, load_cifar10
 from training.files import replacing
 
 

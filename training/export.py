@@ -28,11 +28,11 @@ from rest_api.bundle import (
 )
 from rest_api.engine import Answers, load_engine
 from training import metrics
-from training.data import LABELS, DataError, load_cifar10, split_validation
+from training.cifar10.data import LABELS, DataError, load_cifar10, split_validation
+from training.cifar10.networks import BatchNorm
+from training.cifar10.train import RunError, load_network, predict
 from training.evaluate import in_batches
 from training.files import replacing_folder
-from training.networks import BatchNorm
-from training.train import RunError, load_network, predict
 
 MAX_DIFFERENCE = 1e-4  # float32 LiteRT against Keras, of a probability
 # The same of a score, against the largest. A squared distance between features that are nearly

@@ -34,8 +34,9 @@
 import numpy as np
 import pandas as pd
 
-from training import augment, plots, records, study
-from training.data import LABELS, load_cifar10, split_validation
+from training import augment, plots
+from training.cifar10 import records, study
+from training.cifar10.data import LABELS, load_cifar10, split_validation
 
 pd.options.display.float_format = "{:.1f}".format
 pd.options.display.width = 120

@@ -37,11 +37,12 @@ from rest_api.app import create_app
 from rest_api.bundle import load_bundle
 from rest_api.engine import load_engine
 from rest_api.settings import Settings
-from training import metrics, plots, records, train
-from training.data import LABELS, load_cifar10
+from training import metrics, plots
+from training.cifar10 import records, train
+from training.cifar10.data import LABELS, load_cifar10
+from training.cifar10.recipes import classic, fast94
 from training.evaluate import in_batches
 from training.export import export_run
-from training.recipes import classic, fast94
 
 pd.options.display.float_format = "{:.2f}".format
 

@@ -37,9 +37,9 @@ import tensorflow as tf
 from rest_api.bundle import load_bundle
 from rest_api.engine import load_engine
 from training import metrics, plots
-from training.features import view_of
-from training.photos import split, survey
-from training.transfer import transfer
+from training.photos.features import view_of
+from training.photos.inspect import split, survey
+from training.photos.transfer import transfer
 
 tf.config.threading.set_intra_op_parallelism_threads(1)  # LiteRT's are one thread each, too
 PHOTOS = Path(os.environ.get("PHOTOS", "photos"))

@@ -40,12 +40,12 @@ from rest_api.app import create_app
 from rest_api.bundle import load_bundle
 from rest_api.settings import Settings
 from training import metrics, plots
-from training.backbones import BACKBONES, load_backbone
-from training.features import VIEWS, cache_name, features, pooled, view_of
-from training.photos import report, split, survey
-from training.report import as_lines
-from training.transfer import transfer
-from training.tuning import best_penalty, fit_heads
+from training.photos.backbones import BACKBONES, load_backbone
+from training.photos.features import VIEWS, cache_name, features, pooled, view_of
+from training.photos.inspect import report, split, survey
+from training.photos.report import as_lines
+from training.photos.transfer import transfer
+from training.photos.tuning import best_penalty, fit_heads
 
 PHOTOS = Path(os.environ.get("PHOTOS", "photos"))
 WEIGHTS, WIDTH = os.environ.get("WEIGHTS"), float(os.environ.get("WIDTH", "1"))

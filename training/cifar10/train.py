@@ -1,0 +1,397 @@
+"""Train a recipe on CIFAR-10: `python -m training.train fast94 --seed 1`.
+
+By default 45,000 images train and 5,000 validate; --final trains on all 50,000 and measures
+the 10,000 test images once, at the end. Writes checkpoint.npz after each epoch, history.csv,
+curves.png and result.json to runs/RECIPE-seedN[-final]. The same command continues a run that
+was interrupted, and repeats the result of one that is finished.
+"""
+
+import argparse
+import csv
+import datetime
+import json
+import os
+import platform
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
+from itertools import islice
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from tqdm import tqdm
+
+import training
+from training import augment, metrics, plots
+from training.augment import Augmentation
+from training.cifar10 import recipes
+from training.cifar10.data import LABELS, DataError, Split, load_cifar10, split_validation
+from training.cifar10.recipes import Recipe
+from training.files import replacing
+
+CHECKPOINT, HISTORY, CURVES, RESULT = "checkpoint.npz", "history.csv", "curves.png", "result.json"
+
+
+class RunError(Exception):
+    """A run's directory cannot be used; the message says why and what to do."""
+
+
+@dataclass
+class Progress:
+    """Where a run stands: with the variables, all that a checkpoint holds."""
+
+    settings: dict[str, Any]  # what a run must not change when it goes on
+    epoch: int = 0  # finished epochs
+    step: int = 0  # finished optimizer steps
+    seconds: float = 0.0  # wall-clock time of the finished epochs, over all sittings
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+def train(
+    recipe: Recipe,
+    data: Split,
+    validation: Split | None,
+    run: Path,
+    *,
+    seed: int = 0,
+    epochs: float | None = None,
+    started: float | None = None,
+) -> tuple[keras.Model, Progress]:
+    """Train, or go on training, in the directory `run`; returns the network and its history.
+
+    Images are (N, 32, 32, 3) uint8, labels (N,) integers. All randomness is a function of the
+    seed and the epoch, so a run that was interrupted ends at the same figures as one that was
+    not. `started` (time.perf_counter()) backdates the clock. Raises RunError.
+    """
+    started = time.perf_counter() if started is None else started
+    images, labels = data
+    epochs = epochs or recipe.epochs
+    batch_size = min(recipe.batch_size, len(images))
+    steps_per_epoch = len(images) // batch_size
+    total_steps = ceil(steps_per_epoch * epochs)
+
+    network = build(recipe, images, seed, steps_per_epoch, epochs)
+    slow = [v.numpy() for v in network.weights] if recipe.lookahead else []
+    progress = Progress({"seed": seed, "epochs": epochs, "images": len(images)})
+    run.mkdir(parents=True, exist_ok=True)
+    if (run / CHECKPOINT).exists():
+        progress = restore(run / CHECKPOINT, network, slow, progress.settings)
+    first, before = progress.epoch, progress.seconds
+
+    def after_step() -> None:
+        progress.step += 1
+        if recipe.lookahead and progress.step % recipe.lookahead == 0:
+            look_ahead(network, slow, progress.step / total_steps)
+
+    bar = tqdm(total=total_steps * batch_size, initial=progress.step * batch_size, unit="img")
+    for epoch in range(first, ceil(epochs)):
+        side = side_of_epoch(recipe, epoch)
+        if epoch == first or side != side_of_epoch(recipe, epoch - 1):
+            network.make_train_function(force=True)  # one graph per image size: fixed shapes
+            resized = augment.resize(images, side)
+        steps = min(steps_per_epoch, total_steps - progress.step)
+        how = augmentation_of_epoch(recipe, epoch, epochs)
+        batches = batches_of_epoch(resized, labels, how, batch_size, epoch, seed)
+        bar.set_description(f"epoch {epoch + 1}/{ceil(epochs)}")
+        figures = train_steps(network, islice(batches, steps), after_step, bar)
+        if recipe.lookahead and progress.step == total_steps:
+            assign(network.weights, slow)
+
+        figures |= validate(network, validation) if validation else {}
+        progress.epoch = epoch + 1
+        progress.seconds = round(before + time.perf_counter() - started, 1)
+        row = {"epoch": epoch + 1, "side": side, **figures, "seconds": progress.seconds}
+        progress.history.append(row)
+        save(run / CHECKPOINT, network, slow, progress)
+        write_history(run / HISTORY, progress.history)
+        tqdm.write("  ".join(f"{key} {value:.4g}" for key, value in row.items()))
+    bar.close()
+    return network, progress
+
+
+def train_steps(
+    network: keras.Model, batches: Iterable[Split], after_step: Callable[[], None], bar: tqdm
+) -> dict[str, float]:
+    """Train on each of some batches; returns their mean loss and accuracy."""
+    sums = {"loss": 0.0, "accuracy": 0.0}
+    for done, (images, targets) in enumerate(batches, start=1):
+        network.reset_metrics()
+        logs = network.train_on_batch(images, targets, return_dict=True)
+        after_step()
+        sums = {key: total + float(logs[key]) for key, total in sums.items()}
+        bar.set_postfix({key: f"{sums[key] / done:.3f}" for key in sums}, refresh=False)
+        bar.update(len(images))
+    return {key: round(total / done, 5) for key, total in sums.items()}
+
+
+def build(
+    recipe: Recipe, images: np.ndarray, seed: int, steps_per_epoch: int, epochs: float
+) -> keras.Model:
+    """The recipe's network, initialised by the seed and compiled with its optimizer."""
+    keras.utils.set_random_seed(seed)
+    default = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(recipe.dtype)
+    network = recipe.network()
+    keras.config.set_dtype_policy(default)
+    if recipe.initialise:
+        recipe.initialise(network, images[:5000], seed)
+    loss = keras.losses.CategoricalCrossentropy(
+        from_logits=True, label_smoothing=recipe.label_smoothing
+    )
+    optimizer = recipe.optimizer(steps_per_epoch, epochs)
+    # XLA's convolutions are slower than oneDNN's on a CPU: no jit.
+    network.compile(optimizer, loss, metrics=["accuracy"], jit_compile=False)
+    optimizer.build(network.trainable_variables)
+    return network
+
+
+def batches_of_epoch(
+    images: np.ndarray,
+    labels: np.ndarray,
+    how: Augmentation,
+    batch_size: int,
+    epoch: int,
+    seed: int,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Augmented batches of one epoch, a function of seed and epoch alone.
+
+    Yields images (B, H, W, 3) and one-hot labels (B, 10) float32; a last, smaller batch
+    is left out.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    order = rng.permutation(len(images))
+    mirrored = augment.flips(len(images), how, epoch, seed, rng)
+    one_hot = np.eye(len(LABELS), dtype=np.float32)
+    for start in range(0, len(order) - batch_size + 1, batch_size):
+        chosen = order[start : start + batch_size]
+        batch = augment.flip(images[chosen], mirrored[chosen])
+        yield augment.augment(batch, how, rng), one_hot[labels[chosen]]
+
+
+def side_of_epoch(recipe: Recipe, epoch: int) -> int:
+    """Pixels on a side of the training images in that epoch."""
+    return recipe.resolution[max(start for start in recipe.resolution if start <= epoch)]
+
+
+def augmentation_of_epoch(recipe: Recipe, epoch: int, epochs: float) -> Augmentation:
+    """What is done to the images in that epoch."""
+    if epoch < epochs - recipe.sharp_epochs:
+        return recipe.augmentation
+    return replace(recipe.augmentation, rotation=0, shift=0)
+
+
+def look_ahead(network: keras.Model, slow: list[np.ndarray], done: float) -> None:
+    """Set the weights, and BatchNorm's moving statistics, to their running average `slow`.
+
+    The average is longer towards the end; `done` is the fraction of training done. Lookahead is
+    Zhang et al. 2019 (arXiv:1907.08610), the cubic schedule airbench's.
+    """
+    keep = 0.95**5 * done**3
+    for i, variable in enumerate(network.weights):
+        slow[i] = keep * slow[i] + (1 - keep) * variable.numpy()
+    assign(network.weights, slow)
+
+
+def assign(variables: list[keras.Variable], values: list[np.ndarray]) -> None:
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)
+
+
+def validate(network: keras.Model, validation: Split) -> dict[str, float]:
+    """Cross-entropy and accuracy on images that are not trained on."""
+    logits = predict(network, validation[0])
+    loss = metrics.cross_entropy(metrics.softmax(logits), validation[1])
+    return {
+        "val_loss": round(loss, 5),
+        "val_accuracy": metrics.accuracy(logits, validation[1]),
+    }
+
+
+def predict(network: keras.Model, images: np.ndarray) -> np.ndarray:
+    """Logits (N, classes) float32."""
+    starts = range(0, len(images), 1000)
+    return np.concatenate([network.predict_on_batch(images[i : i + 1000]) for i in starts])
+
+
+def predict_views(network: keras.Model, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Logits (N, classes) without and with test-time augmentation."""
+    weights, views = zip(*metrics.views(images), strict=True)
+    logits = [predict(network, view) for view in views]
+    return logits[0], sum(w * each for w, each in zip(weights, logits, strict=True))
+
+
+def save(path: Path, network: keras.Model, slow: list[np.ndarray], progress: Progress) -> None:
+    """Write the whole state of a run into one file."""
+    arrays = {
+        **{f"network/{i}": v.numpy() for i, v in enumerate(network.variables)},
+        **{f"optimizer/{i}": v.numpy() for i, v in enumerate(network.optimizer.variables)},
+        **{f"slow/{i}": value for i, value in enumerate(slow)},
+    }
+    with replacing(path) as part:
+        np.savez(part, progress=json.dumps(asdict(progress)), **arrays)
+
+
+def restore(
+    path: Path, network: keras.Model, slow: list[np.ndarray], settings: dict[str, Any] | None
+) -> Progress:
+    """Put the state of `save` back into a network (and `slow`) made the same way.
+
+    Raises RunError if the file cannot be read, or its run had other `settings` than these.
+    """
+    try:
+        with path.open("rb") as file, np.load(file) as state:
+            progress = Progress(**json.loads(str(state["progress"])))
+            if settings not in (None, progress.settings):
+                raise RunError(
+                    f"{path} belongs to a run with {progress.settings}, not {settings}. "
+                    "Continue with the same settings, or give another --output."
+                )
+            for name, variables in (
+                ("network", network.variables),
+                ("optimizer", network.optimizer.variables),
+            ):
+                assign(variables, [state[f"{name}/{i}"] for i in range(len(variables))])
+            slow[:] = [state[f"slow/{i}"] for i in range(len(slow))]
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise RunError(
+            f"{path} does not fit this recipe: {error}. Remove it to start anew."
+        ) from error
+    return progress
+
+
+def load_network(run: Path) -> tuple[keras.Model, dict[str, Any]]:
+    """The trained network of a finished run and its result.json. Raises RunError."""
+    try:
+        result = json.loads((run / RESULT).read_text(encoding="utf-8"))
+    except OSError:
+        raise RunError(
+            f"{run} is not a finished run: it has no {RESULT}. Train it first."
+        ) from None
+    recipe = recipes.load(result["recipe"])
+    network = build(recipe, np.zeros((1, 32, 32, 3), np.uint8), 0, 1, 1)
+    restore(run / CHECKPOINT, network, [], None)
+    return network, result
+
+
+def write_history(path: Path, history: list[dict[str, float]]) -> None:
+    with replacing(path) as part, part.open("w", newline="") as file:
+        writer = csv.DictWriter(file, history[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(history)
+
+
+def versions() -> dict[str, str]:
+    """What made a figure: the versions of what matters, and the machine."""
+    packages = {name: version(name) for name in ("keras", "tensorflow", "numpy", "ai-edge-litert")}
+    return {
+        "python": platform.python_version(),
+        **packages,
+        "backend": keras.backend.backend(),
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",
+    }
+
+
+def main() -> None:
+    args = parse_arguments()
+    try:
+        result = run_recipe(
+            args.recipe,
+            recipes.load(args.recipe),
+            seed=args.seed,
+            final=args.final,
+            epochs=args.epochs,
+            data=args.data,
+            run=args.output,
+            started=training.STARTED,
+        )
+    except (DataError, RunError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("\nStopped. The same command continues after the last finished epoch.")
+    print(json.dumps(result, indent=2))
+
+
+def run_recipe(
+    name: str,
+    recipe: Recipe,
+    *,
+    seed: int = 0,
+    final: bool = False,
+    epochs: float | None = None,
+    data: str | Path | None = None,
+    run: Path | None = None,
+    started: float | None = None,
+) -> dict[str, Any]:
+    """Train, measure and write result.json, or read it where the run is finished.
+
+    `run` is its directory, runs/NAME-seedN[-final] by default; `data` that of CIFAR-10. Raises
+    DataError and RunError.
+    """
+    run = run or directory(name, seed, final)
+    if (run / RESULT).exists():
+        return finished(run, epochs or recipe.epochs)
+    images, test = load_cifar10(data)
+    images, validation = (images, None) if final else split_validation(*images)
+    network, progress = train(
+        recipe, images, validation, run, seed=seed, epochs=epochs, started=started
+    )
+    evaluation = time.perf_counter()
+    images, labels = test if final else validation
+    logits, logits_tta = predict_views(network, images)
+    evaluation = time.perf_counter() - evaluation
+    plots.save(plots.curves(progress.history, run.name), run / CURVES)
+    result = {
+        "recipe": name,
+        **progress.settings,
+        "date": datetime.date.today().isoformat(),
+        "measured_on": "test" if final else "validation",
+        "accuracy": metrics.accuracy(logits, labels),
+        "accuracy_tta": metrics.accuracy(logits_tta, labels),
+        "seconds": round(progress.seconds + evaluation, 1),
+        "versions": versions(),
+    }
+    with replacing(run / RESULT) as part:
+        part.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    return result
+
+
+def directory(name: str, seed: int, final: bool) -> Path:
+    """Where a run is kept unless told otherwise."""
+    return Path("runs", f"{name}-seed{seed}" + "-final" * final)
+
+
+def finished(run: Path, epochs: float) -> dict[str, Any]:
+    """The result of a finished run. Raises RunError if it was one of other length."""
+    result = json.loads((run / RESULT).read_text(encoding="utf-8"))
+    if result["epochs"] != epochs:
+        raise RunError(
+            f"{run} holds a finished run of {result['epochs']:g} epochs, not {epochs:g}. "
+            "Remove it, or give another --output."
+        )
+    print(f"{run} is finished; remove it to train again.")
+    return result
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Train a recipe on CIFAR-10.")
+    parser.add_argument("recipe", choices=recipes.names())
+    parser.add_argument("--seed", type=int, default=0, help="of everything random (%(default)s)")
+    parser.add_argument("--epochs", type=float, help="instead of the recipe's own number")
+    parser.add_argument(
+        "--final", action="store_true", help="train on all 50,000 images, measure on the test set"
+    )
+    parser.add_argument("--data", help="directory of cifar-10-batches-py, default $CIFAR10_DIR")
+    parser.add_argument(
+        "--output", type=Path, help="directory of the run, default runs/RECIPE-seedN[-final]"
+    )
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
