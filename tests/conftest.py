@@ -1,21 +1,14 @@
 """Fixtures shared by the tests. None needs the network; those of real data skip without it."""
 
-import io
 import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from flask.testing import FlaskClient
-from PIL import Image
 
 from rest_api.app import create_app
-
-ROOT = Path(__file__).parent.parent
-FROG = ROOT / "rest_api" / "frog.jpg"
 
 
 @pytest.fixture(scope="session")
@@ -45,26 +38,3 @@ def real_cifar() -> Path:
     if not directory:
         pytest.skip("needs the real CIFAR-10: set CIFAR10_DIR to its directory")
     return Path(directory)
-
-
-def error_of(module: str, *arguments: object) -> str:
-    """The one line in which `python -m module` says why it ends."""
-    command = [sys.executable, "-m", module, *map(str, arguments)]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert run.returncode == 1
-    assert "Traceback" not in run.stderr
-    line = run.stderr.splitlines()[-1]
-    assert line.startswith("error: ")
-    return line
-
-
-def encode(image: Image.Image, fmt: str = "PNG", **options) -> bytes:
-    """The bytes of an image file."""
-    buffer = io.BytesIO()
-    image.save(buffer, fmt, **options)
-    return buffer.getvalue()
-
-
-def post(client: FlaskClient, data: bytes, query: str = ""):
-    """POST one image to /predict as curl -F does."""
-    return client.post(f"/predict{query}", data={"image": (io.BytesIO(data), "photo.jpg")})

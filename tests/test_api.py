@@ -12,7 +12,7 @@ from PIL import Image
 
 from rest_api.app import create_app, reload
 from rest_api.settings import DEFAULT_MODEL, Settings
-from tests.conftest import FROG, encode, post
+from tests.support import FROG, encode, post, rename
 
 
 def test_frog_is_a_frog(client):
@@ -253,11 +253,6 @@ def two_bundles(tmp_path) -> Path:
         shutil.copytree(DEFAULT_MODEL, tmp_path / name)
         rename(tmp_path / name, name)
     return tmp_path
-
-
-def rename(bundle: Path, name: str, **changes) -> None:
-    manifest = json.loads((bundle / "model.json").read_text())
-    (bundle / "model.json").write_text(json.dumps(manifest | {"name": name} | changes))
 
 
 def test_models_are_listed_and_chosen_by_name_the_first_by_default(two_bundles):

@@ -1,77 +1,18 @@
 """The server as a process: what a person starts."""
 
 import errno
-import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
-import time
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from benchmarks.serving.load import free_port
 from rest_api.app import run_undisturbed
 from rest_api.settings import DEFAULT_MODEL
-from tests.conftest import FROG, ROOT
-
-
-@contextmanager
-def server(
-    *options: str,
-    script: str = "rest_api/app.py",
-    cwd: Path = ROOT,
-    by_environment: bool = False,
-    stdout: int = subprocess.PIPE,
-) -> Iterator[tuple[subprocess.Popen, int]]:
-    """A server process that answers, and its port; stopped by SIGTERM at the end."""
-    port = free_port()
-    at_once = [] if "--drain" in options else ["--drain", "0"]
-    by_option = [] if by_environment else ["--port", str(port)]
-    process = subprocess.Popen(
-        [sys.executable, script, *by_option, *options, *at_once],
-        cwd=cwd,
-        env=os.environ | ({"PORT": str(port)} if by_environment else {}),
-        stdout=stdout,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    try:
-        wait_for(port, process)
-        yield process, port
-    finally:
-        process.terminate()
-        process.communicate(timeout=30)
-
-
-def wait_for(port: int, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 30
-    while True:
-        assert process.poll() is None, process.stdout.read()
-        assert time.monotonic() < deadline
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/health/ready", timeout=5).close()
-            return
-        except OSError:
-            time.sleep(0.02)
-
-
-def ask(port: int, chunked: bool = False) -> dict:
-    """POST the frog as curl -F does, without a client library."""
-    head = b'--x\r\nContent-Disposition: form-data; name="image"; filename="frog.jpg"\r\n\r\n'
-    body = head + FROG.read_bytes() + b"\r\n--x--\r\n"
-    request = urllib.request.Request(
-        f"http://127.0.0.1:{port}/predict",
-        iter([body[:5000], body[5000:]]) if chunked else body,
-        {"Content-Type": "multipart/form-data; boundary=x"},
-    )
-    with urllib.request.urlopen(request, timeout=10) as response:
-        return json.load(response)
+from tests.support import ROOT, ask, free_port, server
 
 
 @pytest.mark.parametrize(

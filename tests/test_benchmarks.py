@@ -15,7 +15,7 @@ from benchmarks.serving.__main__ import OURS, ratios
 from benchmarks.serving.load import Load, family, started, wait_until_idle
 from benchmarks.training import __main__ as training
 from benchmarks.training.__main__ import gflop_an_image
-from tests.conftest import ROOT
+from tests.support import ROOT
 from training.cifar10 import recipes
 
 

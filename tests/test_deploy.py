@@ -14,8 +14,7 @@ import pytest
 import yaml
 
 from benchmarks.serving.load import free_port, resident_megabytes
-from tests.conftest import ROOT
-from tests.test_app import ask, wait_for
+from tests.support import ROOT, ask, wait_for
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
 TOOLS = Path(sys.executable).parent

@@ -14,7 +14,7 @@ from rest_api.app import create_app
 from rest_api.bundle import load_bundle
 from rest_api.gateway import MAX_HELD
 from rest_api.settings import DEFAULT_MODEL
-from tests.conftest import FROG, ROOT, post
+from tests.support import FROG, ROOT, post
 from training.cifar10 import recipes
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -9,8 +9,7 @@ import pytest
 from rest_api.bundle import BundleError, load_bundle
 from rest_api.engine import load_engine
 from rest_api.settings import DEFAULT_MODEL
-from tests.conftest import ROOT
-from tests.test_api import rename
+from tests.support import ROOT, rename
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 from rest_api.bundle import load_bundle
 from rest_api.engine import Answers
 from rest_api.settings import DEFAULT_MODEL
-from tests.conftest import ROOT, error_of
+from tests.support import ROOT, error_of
 from training.cifar10.data import load_cifar10
 from training.evaluate import evaluate
 

@@ -12,9 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.conftest import ROOT
-from tests.test_app import server
-from tests.test_transfer import coloured, small_backbone
+from tests.support import ROOT, coloured, server, small_backbone
 from training.photos import transfer
 
 PAGE = (ROOT / "docs" / "your_own_photos.md").read_text(encoding="utf-8")

@@ -7,7 +7,7 @@ from PIL import Image
 
 from benchmarks.robustness.fuzz import fuzz
 from rest_api.app import create_app
-from tests.conftest import encode
+from tests.support import encode
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # Pillow warns of what it skips
 APP = create_app()

@@ -7,7 +7,7 @@ from PIL import Image
 
 from rest_api.errors import RequestError
 from rest_api.images import decode, fit
-from tests.conftest import FROG, encode, post
+from tests.support import FROG, encode, post
 
 
 def gradient(width: int = 64, height: int = 48) -> Image.Image:

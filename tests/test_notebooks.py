@@ -10,8 +10,7 @@ import nbformat
 import papermill
 import pytest
 
-from tests.conftest import ROOT
-from tests.test_photos import picture
+from tests.support import ROOT, picture
 from training.cifar10 import study
 from training.notebooks.build import PLACES
 from training.photos.inspect import MIN_PHOTOS

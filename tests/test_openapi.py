@@ -7,8 +7,7 @@ from pathlib import Path
 
 from rest_api import schema
 from rest_api.app import create_app
-from tests.conftest import FROG, post
-from tests.test_app import server
+from tests.support import FROG, post, server
 
 CONFIG = """
 [checks]

@@ -23,9 +23,7 @@ from benchmarks.robustness.overload import picture
 from benchmarks.serving.load import family, free_port, multipart, open_files, resident_megabytes
 from rest_api import app
 from rest_api.settings import DEFAULT_MODEL, Settings
-from tests.conftest import FROG, ROOT
-from tests.test_api import rename
-from tests.test_app import ask, server, wait_for
+from tests.support import FROG, ROOT, ask, rename, server, wait_for
 
 # Where many are asked, the log goes to DEVNULL: a pipe that nobody reads would halt the server.
 FORM = {"Content-Type": "multipart/form-data; boundary=benchmark"}

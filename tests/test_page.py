@@ -12,9 +12,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from rest_api.settings import DEFAULT_MODEL
-from tests.conftest import FROG
-from tests.test_api import rename
-from tests.test_app import server
+from tests.support import FROG, rename, server
 from training.export import write_formats, write_manifest
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

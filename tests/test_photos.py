@@ -5,18 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from tests.conftest import ROOT, error_of
+from tests.support import ROOT, error_of, picture
 from training.photos.inspect import MIN_PHOTOS, Photo, PhotosError, grouped, report, split, survey
-
-
-def picture(seed: int, size: tuple[int, int] = (96, 72)) -> Image.Image:
-    """Smooth shapes that no other seed has."""
-    coarse = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
-    return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
 
 
 @pytest.fixture

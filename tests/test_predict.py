@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from rest_api.predict import classify_all, files_of
-from tests.conftest import FROG, ROOT, encode, post
+from tests.support import FROG, ROOT, encode, post
 
 
 def run(*arguments: str | Path, stdin: bytes | None = None) -> subprocess.CompletedProcess:

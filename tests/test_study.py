@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from tests.conftest import ROOT
+from tests.support import ROOT
 from training.cifar10 import records, study, train
 
 

@@ -14,7 +14,7 @@ import keras
 import numpy as np
 import pytest
 
-from tests.conftest import ROOT
+from tests.support import ROOT
 from training.augment import Augmentation
 from training.cifar10 import recipes, train
 

@@ -14,8 +14,7 @@ from rest_api.app import create_app
 from rest_api.bundle import load_bundle
 from rest_api.engine import load_engine
 from rest_api.settings import Settings
-from tests.conftest import error_of
-from tests.test_photos import picture
+from tests.support import coloured, error_of, small_backbone
 from training.ood import SCORES, Known
 from training.photos import transfer, tuning
 from training.photos.backbones import BACKBONES, WeightsError, load_backbone
@@ -23,13 +22,6 @@ from training.photos.features import cache_name, features, pooled, view_of
 from training.photos.inspect import survey
 
 SIDE = 32
-
-
-def coloured(seed: int, channel: int) -> np.ndarray:
-    """A picture that is mostly red, green or blue."""
-    pixels = np.asarray(picture(seed)).copy()
-    pixels[..., channel] = 255 - pixels[..., channel] // 8
-    return pixels
 
 
 @pytest.fixture(scope="module")
@@ -42,16 +34,6 @@ def photos(tmp_path_factory) -> Path:
             image = Image.fromarray(coloured(100 * channel + i, channel))
             image.save(folder / label / f"{i}.png")
     return folder
-
-
-def small_backbone(*_, **__) -> keras.Model:
-    """Stands for a backbone: quick, and good enough for colours."""
-    keras.utils.set_random_seed(0)
-    images, maps = keras.Input((None, None, 3)), keras.Input((None, None, 3))
-    convolved = keras.layers.Conv2D(24, 3, strides=2)(maps)
-    normed = keras.layers.BatchNormalization()(convolved)
-    inner = keras.Model(maps, keras.layers.ReLU()(normed))
-    return keras.Model(images, inner(keras.layers.Rescaling(1 / 127.5, -1)(images)), name="small")
 
 
 @pytest.fixture(scope="module")

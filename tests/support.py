@@ -1,0 +1,138 @@
+"""What several test modules use: files, pictures, servers and commands."""
+
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from flask.testing import FlaskClient
+from PIL import Image
+from werkzeug.test import TestResponse
+
+if TYPE_CHECKING:
+    import keras
+
+ROOT = Path(__file__).parent.parent
+FROG = ROOT / "rest_api" / "frog.jpg"
+
+
+def encode(image: Image.Image, fmt: str = "PNG", **options: object) -> bytes:
+    """The bytes of an image file."""
+    buffer = io.BytesIO()
+    image.save(buffer, fmt, **options)
+    return buffer.getvalue()
+
+
+def picture(seed: int, size: tuple[int, int] = (96, 72)) -> Image.Image:
+    """Smooth shapes that no other seed has."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
+
+
+def coloured(seed: int, channel: int) -> np.ndarray:
+    """A picture that is mostly red, green or blue: (height, width, 3) uint8."""
+    pixels = np.asarray(picture(seed)).copy()
+    pixels[..., channel] = 255 - pixels[..., channel] // 8
+    return pixels
+
+
+def rename(bundle: Path, name: str, **changes: object) -> None:
+    """Give a bundle another name, and whatever else of its model.json should differ."""
+    manifest = json.loads((bundle / "model.json").read_text())
+    (bundle / "model.json").write_text(json.dumps(manifest | {"name": name} | changes))
+
+
+def small_backbone(*_: object, **__: object) -> "keras.Model":
+    """Stands in for a backbone: quick, and good enough for colours."""
+    import keras
+
+    keras.utils.set_random_seed(0)
+    images, maps = keras.Input((None, None, 3)), keras.Input((None, None, 3))
+    convolved = keras.layers.Conv2D(24, 3, strides=2)(maps)
+    normed = keras.layers.BatchNormalization()(convolved)
+    inner = keras.Model(maps, keras.layers.ReLU()(normed))
+    return keras.Model(images, inner(keras.layers.Rescaling(1 / 127.5, -1)(images)), name="small")
+
+
+def post(client: FlaskClient, data: bytes, query: str = "") -> TestResponse:
+    """POST one image to /predict as curl -F does."""
+    return client.post(f"/predict{query}", data={"image": (io.BytesIO(data), "photo.jpg")})
+
+
+def error_of(module: str, *arguments: object) -> str:
+    """The one line in which `python -m module` says why it ends."""
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 1
+    assert "Traceback" not in run.stderr
+    line = run.stderr.splitlines()[-1]
+    assert line.startswith("error: ")
+    return line
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+@contextmanager
+def server(
+    *options: str,
+    script: str = "rest_api/app.py",
+    cwd: Path = ROOT,
+    by_environment: bool = False,
+    stdout: int = subprocess.PIPE,
+) -> Iterator[tuple[subprocess.Popen, int]]:
+    """A running server and its port; stopped by SIGTERM at the end."""
+    port = free_port()
+    at_once = [] if "--drain" in options else ["--drain", "0"]
+    by_option = [] if by_environment else ["--port", str(port)]
+    process = subprocess.Popen(
+        [sys.executable, script, *by_option, *options, *at_once],
+        cwd=cwd,
+        env=os.environ | ({"PORT": str(port)} if by_environment else {}),
+        stdout=stdout,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        wait_for(port, process)
+        yield process, port
+    finally:
+        process.terminate()
+        process.communicate(timeout=30)
+
+
+def wait_for(port: int, process: subprocess.Popen) -> None:
+    """Wait until the server is ready; fail with its output if it ends instead."""
+    deadline = time.monotonic() + 30
+    while True:
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health/ready", timeout=5).close()
+            return
+        except OSError:
+            time.sleep(0.02)
+
+
+def ask(port: int, chunked: bool = False) -> dict:
+    """POST the frog as curl -F does, without a client library; the answer."""
+    head = b'--x\r\nContent-Disposition: form-data; name="image"; filename="frog.jpg"\r\n\r\n'
+    body = head + FROG.read_bytes() + b"\r\n--x--\r\n"
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/predict",
+        iter([body[:5000], body[5000:]]) if chunked else body,
+        {"Content-Type": "multipart/form-data; boundary=x"},
+    )
+    with urllib.request.urlopen(request, timeout=10) as response:
+        return json.load(response)
