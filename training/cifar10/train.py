@@ -10,14 +10,10 @@ import argparse
 import csv
 import datetime
 import json
-import os
-import platform
 import sys
 import time
-import zipfile
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import version
+from dataclasses import replace
 from itertools import islice
 from math import ceil
 from pathlib import Path
@@ -30,27 +26,20 @@ from tqdm import tqdm
 import training
 from training import augment, metrics, plots
 from training.augment import Augmentation
+from training.checkpoint import (
+    CHECKPOINT,
+    RunError,
+    TrainState,
+    restore_checkpoint,
+    save_checkpoint,
+    versions,
+)
 from training.cifar10 import recipes
 from training.cifar10.data import LABELS, DataError, Split, load_cifar10, split_validation
 from training.cifar10.recipes import Recipe
 from training.files import replacing
 
-CHECKPOINT, HISTORY, CURVES, RESULT = "checkpoint.npz", "history.csv", "curves.png", "result.json"
-
-
-class RunError(Exception):
-    """A run's directory cannot be used; the message says why and what to do."""
-
-
-@dataclass
-class Progress:
-    """Where a run stands: with the variables, all that a checkpoint holds."""
-
-    settings: dict[str, Any]  # what a run must not change when it goes on
-    epoch: int = 0  # finished epochs
-    step: int = 0  # finished optimizer steps
-    seconds: float = 0.0  # wall-clock time of the finished epochs, over all sittings
-    history: list[dict[str, float]] = field(default_factory=list)
+HISTORY, CURVES, RESULT = "history.csv", "curves.png", "result.json"
 
 
 def train(
@@ -62,7 +51,7 @@ def train(
     seed: int = 0,
     epochs: float | None = None,
     started: float | None = None,
-) -> tuple[keras.Model, Progress]:
+) -> tuple[keras.Model, TrainState]:
     """Train, or go on training, in the directory `run`; returns the network and its history.
 
     Images are (N, 32, 32, 3) uint8, labels (N,) integers. All randomness is a function of the
@@ -77,42 +66,42 @@ def train(
     total_steps = ceil(steps_per_epoch * epochs)
 
     network = build(recipe, images, seed, steps_per_epoch, epochs)
-    slow = [v.numpy() for v in network.weights] if recipe.lookahead else []
-    progress = Progress({"seed": seed, "epochs": epochs, "images": len(images)})
+    averages = {"lookahead": network.get_weights()} if recipe.lookahead else {}
+    state = TrainState({"seed": seed, "epochs": epochs, "images": len(images)})
     run.mkdir(parents=True, exist_ok=True)
     if (run / CHECKPOINT).exists():
-        progress = restore(run / CHECKPOINT, network, slow, progress.settings)
-    first, before = progress.epoch, progress.seconds
+        state, averages = restore_checkpoint(run / CHECKPOINT, network, state.settings, averages)
+    first, before = state.epoch, state.seconds
 
     def after_step() -> None:
-        progress.step += 1
-        if recipe.lookahead and progress.step % recipe.lookahead == 0:
-            look_ahead(network, slow, progress.step / total_steps)
+        state.step += 1
+        if recipe.lookahead and state.step % recipe.lookahead == 0:
+            look_ahead(network, averages["lookahead"], state.step / total_steps)
 
-    bar = tqdm(total=total_steps * batch_size, initial=progress.step * batch_size, unit="img")
+    bar = tqdm(total=total_steps * batch_size, initial=state.step * batch_size, unit="img")
     for epoch in range(first, ceil(epochs)):
         side = side_of_epoch(recipe, epoch)
         if epoch == first or side != side_of_epoch(recipe, epoch - 1):
             network.make_train_function(force=True)  # one graph per image size: fixed shapes
             resized = augment.resize(images, side)
-        steps = min(steps_per_epoch, total_steps - progress.step)
+        steps = min(steps_per_epoch, total_steps - state.step)
         how = augmentation_of_epoch(recipe, epoch, epochs)
         batches = batches_of_epoch(resized, labels, how, batch_size, epoch, seed)
         bar.set_description(f"epoch {epoch + 1}/{ceil(epochs)}")
         figures = train_steps(network, islice(batches, steps), after_step, bar)
-        if recipe.lookahead and progress.step == total_steps:
-            assign(network.weights, slow)
+        if recipe.lookahead and state.step == total_steps:
+            network.set_weights(averages["lookahead"])
 
         figures |= validate(network, validation) if validation else {}
-        progress.epoch = epoch + 1
-        progress.seconds = round(before + time.perf_counter() - started, 1)
-        row = {"epoch": epoch + 1, "side": side, **figures, "seconds": progress.seconds}
-        progress.history.append(row)
-        save(run / CHECKPOINT, network, slow, progress)
-        write_history(run / HISTORY, progress.history)
+        state.epoch = epoch + 1
+        state.seconds = round(before + time.perf_counter() - started, 1)
+        row = {"epoch": epoch + 1, "side": side, **figures, "seconds": state.seconds}
+        state.history.append(row)
+        save_checkpoint(run / CHECKPOINT, network, state, averages)
+        write_history(run / HISTORY, state.history)
         tqdm.write("  ".join(f"{key} {value:.4g}" for key, value in row.items()))
     bar.close()
-    return network, progress
+    return network, state
 
 
 def train_steps(
@@ -186,21 +175,17 @@ def augmentation_of_epoch(recipe: Recipe, epoch: int, epochs: float) -> Augmenta
     return replace(recipe.augmentation, rotation=0, shift=0)
 
 
-def look_ahead(network: keras.Model, slow: list[np.ndarray], done: float) -> None:
-    """Set the weights, and BatchNorm's moving statistics, to their running average `slow`.
+def look_ahead(network: keras.Model, average: list[np.ndarray], done: float) -> None:
+    """Take the weights into their running `average`, and set them to it.
 
-    The average is longer towards the end; `done` is the fraction of training done. Lookahead is
-    Zhang et al. 2019 (arXiv:1907.08610), the cubic schedule airbench's.
+    BatchNorm's moving statistics are among them. The average is longer towards the end; `done` is
+    the fraction of training done. Lookahead is Zhang et al. 2019 (arXiv:1907.08610), the cubic
+    schedule airbench's.
     """
     keep = 0.95**5 * done**3
-    for i, variable in enumerate(network.weights):
-        slow[i] = keep * slow[i] + (1 - keep) * variable.numpy()
-    assign(network.weights, slow)
-
-
-def assign(variables: list[keras.Variable], values: list[np.ndarray]) -> None:
-    for variable, value in zip(variables, values, strict=True):
-        variable.assign(value)
+    for i, weight in enumerate(network.get_weights()):
+        average[i] = keep * average[i] + (1 - keep) * weight
+    network.set_weights(average)
 
 
 def validate(network: keras.Model, validation: Split) -> dict[str, float]:
@@ -226,45 +211,6 @@ def predict_views(network: keras.Model, images: np.ndarray) -> tuple[np.ndarray,
     return logits[0], sum(w * each for w, each in zip(weights, logits, strict=True))
 
 
-def save(path: Path, network: keras.Model, slow: list[np.ndarray], progress: Progress) -> None:
-    """Write the whole state of a run into one file."""
-    arrays = {
-        **{f"network/{i}": v.numpy() for i, v in enumerate(network.variables)},
-        **{f"optimizer/{i}": v.numpy() for i, v in enumerate(network.optimizer.variables)},
-        **{f"slow/{i}": value for i, value in enumerate(slow)},
-    }
-    with replacing(path) as part:
-        np.savez(part, progress=json.dumps(asdict(progress)), **arrays)
-
-
-def restore(
-    path: Path, network: keras.Model, slow: list[np.ndarray], settings: dict[str, Any] | None
-) -> Progress:
-    """Put the state of `save` back into a network (and `slow`) made the same way.
-
-    Raises RunError if the file cannot be read, or its run had other `settings` than these.
-    """
-    try:
-        with path.open("rb") as file, np.load(file) as state:
-            progress = Progress(**json.loads(str(state["progress"])))
-            if settings not in (None, progress.settings):
-                raise RunError(
-                    f"{path} belongs to a run with {progress.settings}, not {settings}. "
-                    "Continue with the same settings, or give another --output."
-                )
-            for name, variables in (
-                ("network", network.variables),
-                ("optimizer", network.optimizer.variables),
-            ):
-                assign(variables, [state[f"{name}/{i}"] for i in range(len(variables))])
-            slow[:] = [state[f"slow/{i}"] for i in range(len(slow))]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise RunError(
-            f"{path} does not fit this recipe: {error}. Remove it to start anew."
-        ) from error
-    return progress
-
-
 def load_network(run: Path) -> tuple[keras.Model, dict[str, Any]]:
     """The trained network of a finished run and its result.json. Raises RunError."""
     try:
@@ -275,7 +221,7 @@ def load_network(run: Path) -> tuple[keras.Model, dict[str, Any]]:
         ) from None
     recipe = recipes.load(result["recipe"])
     network = build(recipe, np.zeros((1, 32, 32, 3), np.uint8), 0, 1, 1)
-    restore(run / CHECKPOINT, network, [], None)
+    restore_checkpoint(run / CHECKPOINT, network)
     return network, result
 
 
@@ -284,17 +230,6 @@ def write_history(path: Path, history: list[dict[str, float]]) -> None:
         writer = csv.DictWriter(file, history[0], lineterminator="\n")
         writer.writeheader()
         writer.writerows(history)
-
-
-def versions() -> dict[str, str]:
-    """What made a figure: the versions of what matters, and the machine."""
-    packages = {name: version(name) for name in ("keras", "tensorflow", "numpy", "ai-edge-litert")}
-    return {
-        "python": platform.python_version(),
-        **packages,
-        "backend": keras.backend.backend(),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",
-    }
 
 
 def main() -> None:
@@ -338,22 +273,22 @@ def run_recipe(
         return finished(run, epochs or recipe.epochs)
     images, test = load_cifar10(data)
     images, validation = (images, None) if final else split_validation(*images)
-    network, progress = train(
+    network, state = train(
         recipe, images, validation, run, seed=seed, epochs=epochs, started=started
     )
     evaluation = time.perf_counter()
     images, labels = test if final else validation
     logits, logits_tta = predict_views(network, images)
     evaluation = time.perf_counter() - evaluation
-    plots.save(plots.curves(progress.history, run.name), run / CURVES)
+    plots.save(plots.curves(state.history, run.name), run / CURVES)
     result = {
         "recipe": name,
-        **progress.settings,
+        **state.settings,
         "date": datetime.date.today().isoformat(),
         "measured_on": "test" if final else "validation",
         "accuracy": metrics.accuracy(logits, labels),
         "accuracy_tta": metrics.accuracy(logits_tta, labels),
-        "seconds": round(progress.seconds + evaluation, 1),
+        "seconds": round(state.seconds + evaluation, 1),
         "versions": versions(),
     }
     with replacing(run / RESULT) as part:

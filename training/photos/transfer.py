@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from rest_api.bundle import BundleError, Resize, load_bundle
 from rest_api.engine import Answers
 from training import metrics, plots
-from training.cifar10.train import RunError, versions
+from training.checkpoint import RunError, versions
 from training.export import COVERAGE, ExportError, export, refuse_other_folder
 from training.ood import Known, Score, mahalanobis
 from training.photos.backbones import BACKBONES, WeightsError, load_backbone

@@ -13,7 +13,7 @@ from PIL import Image
 
 from rest_api.bundle import Resize
 from training import metrics
-from training.cifar10.train import CHECKPOINT, Progress, restore, save
+from training.checkpoint import CHECKPOINT, TrainState, restore_checkpoint, save_checkpoint
 from training.photos.features import BATCH, VIEWS, batches
 from training.photos.inspect import Photo
 
@@ -166,12 +166,13 @@ def tune(
     compile_for(network, keras.optimizers.AdamW(TUNE_RATE))
     network.optimizer.build(network.trainable_variables)
     best = network.get_weights()
-    progress = Progress({"photos": len(photos), "epochs": epochs})
+    state = TrainState({"photos": len(photos), "epochs": epochs})
     run.mkdir(parents=True, exist_ok=True)
     if (run / CHECKPOINT).exists():
-        progress = restore(run / CHECKPOINT, network, best, progress.settings)
-    for epoch in range(progress.epoch, epochs):
-        losses = [row["val_loss"] for row in progress.history] if watch else []
+        state, stored = restore_checkpoint(run / CHECKPOINT, network, state.settings, ["best"])
+        best = stored["best"]
+    for epoch in range(state.epoch, epochs):
+        losses = [row["val_loss"] for row in state.history] if watch else []
         if since_best(losses) >= PATIENCE:
             break
         factor = 0.5 ** plateaus(losses) if watch else factors[epoch]
@@ -182,12 +183,12 @@ def tune(
             losses.append(row["val_loss"])
         if since_best(losses) == 0:
             best = network.get_weights()
-        progress.history.append(row)
-        progress.epoch = epoch + 1
-        save(run / CHECKPOINT, network, best, progress)
+        state.history.append(row)
+        state.epoch = epoch + 1
+        save_checkpoint(run / CHECKPOINT, network, state, {"best": best})
         print("  ".join(f"{key} {value:.4g}" for key, value in row.items()), flush=True)
     network.set_weights(best)
-    return progress.history
+    return state.history
 
 
 def thaw(network: keras.Model) -> None:

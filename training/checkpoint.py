@@ -1,0 +1,158 @@
+"""Checkpoints: the whole state of a training in one .npz file.
+
+Every array stands under its own name:
+
+    state                  JSON of a TrainState
+    weights/PATH           the network's variables, by their paths in Keras
+    optimizer/PATH/NAME    the optimizer's, by those of the variables that they belong to
+    GROUP/PATH             other values of the weights: `lookahead` or `best`
+"""
+
+import json
+import os
+import platform
+import re
+import zipfile
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from training.files import replacing
+
+CHECKPOINT = "checkpoint.npz"
+
+
+class RunError(Exception):
+    """A run's directory cannot be used; the message says why and what to do."""
+
+
+@dataclass
+class TrainState:
+    """Where a run stands: with the arrays, all that a checkpoint holds."""
+
+    settings: dict[str, Any]  # what must be the same when the run is continued
+    epoch: int = 0  # finished epochs
+    step: int = 0  # finished optimizer steps
+    seconds: float = 0.0  # wall-clock time of the finished epochs, over all sittings
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+def save_checkpoint(
+    path: Path,
+    network: keras.Model,
+    state: TrainState,
+    groups: Mapping[str, Sequence[np.ndarray]] | None = None,
+) -> None:
+    """Write the variables of a network and its optimizer, and `state`, into one file.
+
+    `groups` are named lists of arrays, each in the order of `network.weights`. Raises RunError
+    where a value is not finite; a checkpoint that is there already stays.
+    """
+    arrays = {name: variable.numpy() for name, variable in variables_of(network).items()}
+    for group, values in (groups or {}).items():
+        arrays |= zip(in_group(group, network), values, strict=True)
+    try:
+        refuse_not_finite(arrays)
+    except ValueError as error:
+        raise RunError(f"Training diverged: {error}. Lower the learning rate.") from error
+    with replacing(path) as part:
+        np.savez(part, state=json.dumps(asdict(state)), **arrays)
+
+
+def restore_checkpoint(
+    path: Path,
+    network: keras.Model,
+    settings: dict[str, Any] | None = None,
+    groups: Iterable[str] = (),
+) -> tuple[TrainState, dict[str, list[np.ndarray]]]:
+    """Set the variables of a network, and of its optimizer, to those of a checkpoint.
+
+    Returns its state and the arrays of each of `groups`. Raises RunError, and changes nothing, if
+    the file cannot be read, does not fit the network, holds values that are not finite, or
+    belongs to a run of other `settings` than these.
+    """
+    variables = variables_of(network)
+    names = {group: in_group(group, network) for group in groups}
+    try:
+        with path.open("rb") as file, np.load(file) as stored:
+            state = TrainState(**json.loads(str(stored["state"])))
+            arrays = {name: stored[name] for name in chain(variables, *names.values())}
+        for name, variable in variables.items():
+            if arrays[name].shape != variable.shape:
+                raise ValueError(f"{name} is {arrays[name].shape}, not {tuple(variable.shape)}")
+        refuse_not_finite(arrays)
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise RunError(
+            f"{path} does not fit this network: {error}. Remove it to start anew."
+        ) from error
+    if settings not in (None, state.settings):
+        raise RunError(
+            f"{path} belongs to a run with {state.settings}, not {settings}. "
+            "Continue with the same settings, or give another --output."
+        )
+    for name, variable in variables.items():
+        variable.assign(arrays[name])
+    return state, {group: [arrays[name] for name in each] for group, each in names.items()}
+
+
+def variables_of(network: keras.Model) -> dict[str, keras.Variable]:
+    """The variables of a network and of its optimizer, by their names in a checkpoint."""
+    names = paths_of(network.variables)
+    variables = {f"weights/{n}": v for n, v in zip(names, network.variables, strict=True)}
+    # The optimizer calls its own ADAM/LAYER_KERNEL_MOMENTUM, after the variable LAYER/KERNEL.
+    owners = {v.path.replace("/", "_"): n for n, v in zip(names, network.variables, strict=True)}
+    paths = []
+    for variable in network.optimizer.variables:
+        path = variable.path.partition("/")[2]
+        owner = next((each for each in owners if path.startswith(f"{each}_")), "")
+        paths.append(f"{owners[owner]}/{path[len(owner) + 1 :]}" if owner else path)
+    named = zip(unique(paths), network.optimizer.variables, strict=True)
+    return variables | {f"optimizer/{n}": v for n, v in named}
+
+
+def paths_of(variables: Iterable[keras.Variable]) -> list[str]:
+    """Paths of variables, without the numbers that Keras counts up in every process.
+
+    The same network then has the same names, however many were built before it.
+    """
+    return unique([re.sub(r"_\d+(?=/)", "", variable.path) for variable in variables])
+
+
+def unique(names: Sequence[str]) -> list[str]:
+    """Names of which the second of the same is NAME#2, and so on."""
+    counts = Counter[str]()
+    numbered = []
+    for name in names:
+        counts[name] += 1
+        numbered.append(f"{name}#{counts[name]}" if counts[name] > 1 else name)
+    return numbered
+
+
+def in_group(group: str, network: keras.Model) -> list[str]:
+    """The names of a group's arrays, in the order of the network's weights."""
+    return [f"{group}/{path}" for path in paths_of(network.weights)]
+
+
+def refuse_not_finite(arrays: Mapping[str, np.ndarray]) -> None:
+    """Raise ValueError naming the first array that holds NaN or infinity."""
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise ValueError(f"{name} holds values that are not finite")
+
+
+def versions() -> dict[str, str]:
+    """What made a figure: the versions of what matters, and the machine."""
+    packages = {name: version(name) for name in ("keras", "tensorflow", "numpy", "ai-edge-litert")}
+    return {
+        "python": platform.python_version(),
+        **packages,
+        "backend": keras.backend.backend(),
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",
+    }
