@@ -3,7 +3,6 @@
 import base64
 import binascii
 import inspect
-import time
 from typing import Any
 
 import msgspec
@@ -13,10 +12,8 @@ from spectree import Response as Responses
 from werkzeug.exceptions import HTTPException
 
 from rest_api import schema, telemetry
-from rest_api.classifier import Served
-from rest_api.engine import best_classes
+from rest_api.classifier import LoadedModel
 from rest_api.errors import RequestError
-from rest_api.images import decode, fit
 from rest_api.schema import spec
 from rest_api.settings import Settings
 
@@ -63,7 +60,9 @@ def predict() -> Response:
     return answer(schema.Answer(success=True, results=results, model=model))
 
 
-def result(asked: Request, filename: str, data: bytes, served: Served, top: int) -> schema.Result:
+def result(
+    asked: Request, filename: str, data: bytes, served: LoadedModel, top: int
+) -> schema.Result:
     """Classify one image of several."""
     try:
         predictions, uncertain = classify(asked, data, served, top)
@@ -75,21 +74,21 @@ def result(asked: Request, filename: str, data: bytes, served: Served, top: int)
 
 
 def classify(
-    asked: Request, data: bytes, served: Served, top: int
+    asked: Request, data: bytes, served: LoadedModel, top: int
 ) -> tuple[list[schema.Prediction], bool]:
     """The `top` most probable classes of an image file, and whether the first is uncertain.
 
     Raises RequestError.
     """
-    bundle = served.bundle
-    began = time.perf_counter()
-    image = decode(data, bundle.input_size, settings().max_pixels)
-    pixels = fit(image, bundle.input_size, bundle.resize)[None]  # (1, side, side, 3)
-    decoded = time.perf_counter()
-    best, uncertain = best_classes(served.predict(pixels), bundle, top)
-    ended = time.perf_counter()
+    prediction = served.classify(data, top)
+    best, uncertain = prediction.classes, prediction.uncertain
     telemetry.classified(
-        asked, bundle.name, best[0][0], uncertain, decoded - began, ended - decoded
+        asked,
+        served.bundle.name,
+        best[0][0],
+        uncertain,
+        prediction.decode_seconds,
+        prediction.inference_seconds,
     )
     predictions = [schema.Prediction(label, round(share, 6)) for label, share in best]
     return predictions, uncertain
@@ -154,7 +153,7 @@ def image_in_json(body: bytes) -> bytes:
         raise RequestError(400, "invalid_json", f"{error}. {WHAT_TO_SEND}") from error
 
 
-def requested_model(asked: Request) -> Served:
+def requested_model(asked: Request) -> LoadedModel:
     """The model that the query names, or else the first. Raises RequestError."""
     models = current_app.extensions["models"]
     name = asked.args.get("model") or next(iter(models))

@@ -30,7 +30,7 @@ from flask import Flask
 from rest_api.api import api, describe
 from rest_api.bundle import FILENAMES, BundleError, load_bundle
 from rest_api.classifier import find_bundles, load_models
-from rest_api.gateway import Door
+from rest_api.gateway import Gateway
 from rest_api.pages import pages
 from rest_api.security import guard
 from rest_api.settings import DEFAULT_MODEL, Settings
@@ -66,7 +66,7 @@ def create_app(
 def load(app: Flask) -> None:
     """Load the models, in place of those that are there. Raises BundleError."""
     settings, old = app.extensions["settings"], app.extensions.get("models", {})
-    models = load_models(settings.models, settings.engine, settings.threads)
+    models = load_models(settings)
     app.extensions["models"] = models
     count_models(old, 0)
     count_models(models, 1)
@@ -86,7 +86,7 @@ def reload(app: Flask) -> None:
     log.warning("Now serving %s", ", ".join(served))
 
 
-def create_worker(settings: Settings, draining: Event) -> Door:
+def create_worker(settings: Settings, draining: Event) -> Gateway:
     """The application in a process of the server, which reloads its models on SIGHUP."""
     logging.basicConfig(format="%(message)s", stream=sys.stdout)
     logging.getLogger("rest_api").setLevel(logging.INFO)
@@ -101,7 +101,7 @@ def create_worker(settings: Settings, draining: Event) -> Door:
         )
         if missed.is_set():
             reload(app)
-    return Door(app.wsgi_app, settings.threads, settings.queue, settings.max_body)
+    return Gateway(app.wsgi_app, settings.threads, settings.queue, settings.max_body)
 
 
 def serve(settings: Settings, host: str, port: int, workers: int, drain: float) -> None:

@@ -1,4 +1,4 @@
-"""Run a bundle's network: a function from images to answers, safe to call from threads."""
+"""Run a bundle's network: a function from images to outputs, safe to call from threads."""
 
 import importlib
 import queue
@@ -10,14 +10,14 @@ import numpy as np
 from rest_api.bundle import MANIFEST, PROBABILITY, Bundle, BundleError, Engine
 
 
-class Answers(NamedTuple):
-    """What a network says of N images."""
+class Outputs(NamedTuple):
+    """What a network returns for N images."""
 
     probabilities: np.ndarray  # (N, classes) float32 that sum to 1 in each row
     scores: np.ndarray  # (N,) float32, what the bundle's threshold is for: the larger, the surer
 
 
-Predict = Callable[[np.ndarray], Answers]  # of (N, side, side, 3) uint8
+Predict = Callable[[np.ndarray], Outputs]  # of (N, side, side, 3) uint8
 
 
 def load_engine(bundle: Bundle, engine: Engine = "litert", threads: int = 1) -> Predict:
@@ -38,31 +38,21 @@ def load_engine(bundle: Bundle, engine: Engine = "litert", threads: int = 1) -> 
     return predict
 
 
-def best_classes(
-    answers: Answers, bundle: Bundle, top: int
-) -> tuple[list[tuple[str, float]], bool]:
-    """The `top` most probable classes with their probabilities, and whether that is uncertain.
+def name_outputs(outputs: Sequence[np.ndarray], bundle: Bundle) -> Outputs:
+    """Tell probabilities, (N, classes), and scores, (N,), apart by their rank.
 
-    `answers` are those of a batch of one image.
+    Raises BundleError if the score is missing.
     """
-    (probabilities,), (score,) = answers
-    best = probabilities.argsort()[::-1][:top]
-    classes = [(bundle.labels[i], float(probabilities[i])) for i in best]
-    return classes, bool(score < bundle.threshold)
-
-
-def answers(outputs: Sequence[np.ndarray], bundle: Bundle) -> Answers:
-    """Tell a network's outputs apart by their rank. Raises BundleError if the score is missing."""
     (probabilities,) = (each for each in outputs if each.ndim == 2)
     if bundle.score == PROBABILITY:
-        return Answers(probabilities, probabilities.max(-1))
+        return Outputs(probabilities, probabilities.max(-1))
     scores = [each for each in outputs if each.ndim == 1]
     if not scores:
         raise BundleError(
             f"{bundle.path}: {MANIFEST} has a threshold for the score {bundle.score!r}, "
             "which the network does not return."
         )
-    return Answers(probabilities, scores[0])
+    return Outputs(probabilities, scores[0])
 
 
 def _litert(content: bytes, bundle: Bundle, threads: int) -> Predict:
@@ -84,7 +74,7 @@ def _litert(content: bytes, bundle: Bundle, threads: int) -> Predict:
     (input_index,) = (tensor["index"] for tensor in interpreters[0].get_input_details())
     output_indices = [tensor["index"] for tensor in interpreters[0].get_output_details()]
 
-    def predict(images: np.ndarray) -> Answers:
+    def predict(images: np.ndarray) -> Outputs:
         interpreter = idle.get()
         try:
             if interpreter.tensor(input_index)().shape != images.shape:
@@ -93,7 +83,7 @@ def _litert(content: bytes, bundle: Bundle, threads: int) -> Predict:
             interpreter.tensor(input_index)()[...] = images  # uint8 to float32, without a copy
             interpreter.invoke()
             outputs = [interpreter.get_tensor(index) for index in output_indices]
-            return answers(outputs, bundle)
+            return name_outputs(outputs, bundle)
         finally:
             idle.put(interpreter)
 
@@ -116,7 +106,7 @@ def _keras(content: bytes, bundle: Bundle) -> Predict:
     def outputs(images):
         return keras.tree.flatten(network(images, training=False))
 
-    def predict(images: np.ndarray) -> Answers:
-        return answers([each.numpy() for each in outputs(images.astype(np.float32))], bundle)
+    def predict(images: np.ndarray) -> Outputs:
+        return name_outputs([each.numpy() for each in outputs(images.astype(np.float32))], bundle)
 
     return predict

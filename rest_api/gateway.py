@@ -21,11 +21,13 @@ from granian.rsgi import ProtocolClosed
 from rest_api import telemetry
 from rest_api.schema import Failure, Problem
 
-MAX_READ = 30.0  # seconds that a client has to send its request
-MAX_WAIT = 10.0  # seconds that a request waits for its turn
-MAX_HELD = 128 * 2**20  # bytes of all requests, from their arrival until they are answered
-MAX_DRAIN = 200 * 2**20  # bytes of a request that are read in vain
-TOO_SLOW = f"The request took over {MAX_READ:g} seconds to arrive. Send less, or send it faster."
+READ_TIMEOUT = 30.0  # seconds that a client has to send its request
+QUEUE_TIMEOUT = 10.0  # seconds that a request waits for its turn
+MAX_BUFFERED = 128 * 2**20  # bytes of all requests, from their arrival until they are answered
+MAX_DISCARDED = 200 * 2**20  # bytes of a request that are read in vain
+TOO_SLOW = (
+    f"The request took over {READ_TIMEOUT:g} seconds to arrive. Send less, or send it faster."
+)
 BUSY = "The server is busy. Ask again after the seconds that Retry-After gives."
 
 Wsgi = Callable[[dict[str, Any], Callable], Iterable[bytes]]
@@ -47,7 +49,7 @@ class Scope(Protocol):
     headers: Any
 
 
-class Door:
+class Gateway:
     """The RSGI application around a WSGI one.
 
     `threads` requests to /predict are worked on at a time, and `queue` more may wait. All other
@@ -58,7 +60,7 @@ class Door:
         self.max_body = max_body
         self.predictions = answer_in_turn(wsgi, threads, "predict")
         self.others = answer_in_turn(wsgi, 1, "other")
-        self.max_held = max(MAX_HELD, max_body)
+        self.max_held = max(MAX_BUFFERED, max_body)
         # Only the event loop counts these.
         self.places = threads + queue
         self.held = 0  # bytes
@@ -101,7 +103,7 @@ class Door:
 async def have_answered(environ: dict[str, Any], jobs: Jobs) -> Answer:
     """Have a thread answer a request, unless that is too late by then."""
     answered = asyncio.get_running_loop().create_future()
-    jobs.put((environ, time.monotonic() + MAX_WAIT, answered))
+    jobs.put((environ, time.monotonic() + QUEUE_TIMEOUT, answered))
     return await answered
 
 
@@ -138,7 +140,7 @@ async def read(scope: Scope, protocol: Any, keep: int) -> tuple[bytes, int]:
     That one is read to its end all the same: a client that is still sending when the connection
     closes would see no answer. Raises TimeoutError.
     """
-    async with asyncio.timeout(MAX_READ):
+    async with asyncio.timeout(READ_TIMEOUT):
         if int(scope.headers.get("content-length", keep + 1)) <= keep:
             body = await protocol()  # less than half the cost of its chunks
             return body, len(body)
@@ -147,7 +149,7 @@ async def read(scope: Scope, protocol: Any, keep: int) -> tuple[bytes, int]:
             size += len(chunk)
             if size <= keep:
                 chunks.append(chunk)
-            elif size > MAX_DRAIN:
+            elif size > MAX_DISCARDED:
                 break
     return b"".join(chunks) if size <= keep else b"", size
 

@@ -12,19 +12,19 @@ from rest_api.bundle import Resize
 from rest_api.errors import RequestError
 from rest_api.settings import Settings
 
-# Nothing else is ever tried. HEIC, as iPhones send it, needs the package pillow-heif.
+# No other format is tried. HEIC, which iPhones send, needs the package pillow-heif.
 FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"]
 with contextlib.suppress(ImportError):
     import pillow_heif
 
     pillow_heif.register_heif_opener()
     FORMATS.append("HEIF")
-Image.init()  # load what reads them now, not when the first request comes
+Image.init()  # load the format plugins now, not at the first request
 WHITE = (255, 255, 255, 255)
 GREY = (128, 128, 128)
-SPARE = (
-    2  # times the network's side: 1 in 200 answers differs (benchmarks/quality/resize_policy.py)
-)
+# Times the network's input size that a JPEG is decoded at, at least: 1 in 200 predictions differs
+# from those of a full decoding (benchmarks/quality/resize_policy.py).
+SPARE = 2
 # What Pillow raises on damaged files, besides UnidentifiedImageError.
 DECODING_ERRORS = (
     OSError,
@@ -38,12 +38,13 @@ DECODING_ERRORS = (
 )
 
 
-def decode(data: bytes, side: int, max_pixels: int = Settings.max_pixels) -> Image.Image:
+def decode(data: bytes, image_size: int, max_pixels: int = Settings.max_pixels) -> Image.Image:
     """Decode an image file to an upright RGB image, as a person would see it.
 
-    Transparency lies on white, 16-bit grey is scaled to 8, EXIF orientation is applied; the first
-    frame stands for an animation. A JPEG is decoded at the smallest of 1/1, 1/2, 1/4 and 1/8 of
-    its size that leaves SPARE pixels for each one of the network's `side`. Raises RequestError.
+    Transparency becomes white, 16-bit grey is scaled to 8, EXIF orientation is applied; of an
+    animation the first frame is taken. A JPEG is decoded at the smallest of 1/1, 1/2, 1/4 and 1/8
+    of its size that is at least SPARE times `image_size`, the side that it will be resized to.
+    Raises RequestError.
     """
     if not data:
         raise RequestError(400, "empty_file", "The file is empty. Send the bytes of an image.")
@@ -60,7 +61,7 @@ def decode(data: bytes, side: int, max_pixels: int = Settings.max_pixels) -> Ima
     except DECODING_ERRORS as error:
         raise RequestError(422, "corrupt_image", "The image file is damaged.") from error
     try:
-        image.draft("RGB", (SPARE * side, SPARE * side))
+        image.draft("RGB", (SPARE * image_size, SPARE * image_size))
         ImageOps.exif_transpose(image, in_place=True)
         return to_rgb(image)
     except DECODING_ERRORS as error:
@@ -79,25 +80,33 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def fit(image: Image.Image, side: int, policy: Resize) -> np.ndarray:
-    """Resize an RGB image of any shape to (side, side, 3) uint8, as the bundle's policy says.
+def to_square(image: Image.Image, image_size: int, resize: Resize) -> np.ndarray:
+    """Resize an RGB image of any shape to (image_size, image_size, 3) uint8.
 
-    squash    stretches the whole image
-    crop      keeps the largest square in the middle
-    pad       keeps the whole image and its shape, with grey beside it
+    `resize` is the bundle's:
+
+    squash    stretch: the whole image, its shape changed
+    crop      center crop: the largest square in the middle
+    pad       letterbox: the whole image in its shape, with grey beside it
     """
+    square = (image_size, image_size)
     width, height = image.size
-    if policy == "squash" or width == height:
-        return _pixels(_shrink(image, (side, side)))
-    if policy == "crop":
-        cut = min(width, height)
-        left, top = (width - cut) // 2, (height - cut) // 2
-        return _pixels(_shrink(image, (side, side), (left, top, left + cut, top + cut)))
+    if resize == "squash" or width == height:
+        return _pixels(_shrink(image, square))
+    if resize == "crop":
+        side = min(width, height)
+        left, top = (width - side) // 2, (height - side) // 2
+        return _pixels(_shrink(image, square, (left, top, left + side, top + side)))
     longer = max(width, height)
-    inner = (max(1, round(side * width / longer)), max(1, round(side * height / longer)))
-    square = Image.new("RGB", (side, side), GREY)
-    square.paste(_shrink(image, inner), ((side - inner[0]) // 2, (side - inner[1]) // 2))
-    return _pixels(square)
+    inner = (
+        max(1, round(image_size * width / longer)),
+        max(1, round(image_size * height / longer)),
+    )
+    padded = Image.new("RGB", square, GREY)
+    padded.paste(
+        _shrink(image, inner), ((image_size - inner[0]) // 2, (image_size - inner[1]) // 2)
+    )
+    return _pixels(padded)
 
 
 def _shrink(

@@ -21,10 +21,9 @@ from typing import TextIO
 
 from tqdm import tqdm
 
-from rest_api.bundle import FILENAMES, Bundle, BundleError, load_bundle
-from rest_api.engine import Predict, best_classes, load_engine
+from rest_api.bundle import FILENAMES, BundleError
+from rest_api.classifier import LoadedModel, load_model
 from rest_api.errors import RequestError
-from rest_api.images import decode, fit
 from rest_api.settings import DEFAULT_MODEL
 
 MANY = 20  # files from which on there is a progress bar
@@ -40,22 +39,21 @@ class Classified:
     predictions: list[tuple[str, float]]  # label and probability, best first
 
 
-def classify(file: str, bundle: Bundle, predict: Predict, top: int) -> Classified:
+def classify(file: str, model: LoadedModel, top: int) -> Classified:
     """Read and classify one file. Raises RequestError and OSError."""
     data = sys.stdin.buffer.read() if file == STDIN else Path(file).read_bytes()
-    pixels = fit(decode(data, bundle.input_size), bundle.input_size, bundle.resize)
-    predictions, uncertain = best_classes(predict(pixels[None]), bundle, top)
-    return Classified(file, uncertain, predictions)
+    prediction = model.classify(data, top)
+    return Classified(file, prediction.uncertain, prediction.classes)
 
 
 def classify_all(
-    files: Iterable[str], bundle: Bundle, predict: Predict, top: int, threads: int
+    files: Iterable[str], model: LoadedModel, top: int, threads: int
 ) -> Iterator[tuple[str, Classified | Exception]]:
     """Each file with its answer, or with what went wrong, in their order."""
 
     def attempt(file: str) -> tuple[str, Classified | Exception]:
         try:
-            return file, classify(file, bundle, predict, top)
+            return file, classify(file, model, top)
         except (RequestError, OSError) as error:
             return file, error
 
@@ -175,9 +173,8 @@ def main() -> None:
     args = parse_arguments()
     threads = os.cpu_count() or 1
     try:
-        bundle = load_bundle(args.model)
-        predict = load_engine(bundle, args.engine, threads)
-        top = min(args.top, len(bundle.labels))
+        model = load_model(args.model, args.engine, threads)
+        top = min(args.top, len(model.bundle.labels))
         done = already_in(args.output, args.format, top) if args.output else set()
     except BundleError as error:
         sys.exit(f"error: {error}")
@@ -185,7 +182,7 @@ def main() -> None:
         sys.exit(f"error: {args.output} cannot be continued: {error}. Name another --output.")
     number = sum(1 for file in files_of(args.paths) if file not in done)
     waiting = (file for file in files_of(args.paths) if file not in done)
-    answers = classify_all(waiting, bundle, predict, top, threads)
+    answers = classify_all(waiting, model, top, threads)
     answers = tqdm(answers, total=number, unit="img", disable=number < MANY)
     with args.output.open("a", encoding="utf-8") if args.output else nullcontext(sys.stdout) as out:
         if args.format == "csv" and not (args.output and out.tell()):

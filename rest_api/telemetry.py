@@ -28,7 +28,7 @@ from prometheus_client import (
 )
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
-from rest_api.classifier import Served
+from rest_api.classifier import LoadedModel
 
 BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 5)  # seconds
 
@@ -108,7 +108,7 @@ def classified(
         line[f"{stage}_ms"] = round(line.get(f"{stage}_ms", 0) + 1000 * seconds, 2)
 
 
-def count_models(models: Mapping[str, Served], number: int) -> None:
+def count_models(models: Mapping[str, LoadedModel], number: int) -> None:
     """Say of models that they are in service (1), or no longer (0)."""
     for name, served in models.items():
         MODEL.labels(name, served.bundle.version).set(number)

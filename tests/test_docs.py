@@ -12,7 +12,7 @@ import pytest
 
 from rest_api.app import create_app
 from rest_api.bundle import load_bundle
-from rest_api.gateway import MAX_HELD
+from rest_api.gateway import MAX_BUFFERED
 from rest_api.settings import DEFAULT_MODEL
 from tests.support import FROG, ROOT, post
 from training.cifar10 import recipes
@@ -162,7 +162,7 @@ def test_quoted_rows_of_benchmarks_are_those_measured():
 
 
 def test_bound_on_what_requests_hold_is_the_servers():
-    assert f"at most {MAX_HELD / 2**20:g} MiB in each process" in README
+    assert f"at most {MAX_BUFFERED / 2**20:g} MiB in each process" in README
 
 
 def test_top_level_is_what_the_layout_says():

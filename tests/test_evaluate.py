@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rest_api.bundle import load_bundle
-from rest_api.engine import Answers
+from rest_api.engine import Outputs
 from rest_api.settings import DEFAULT_MODEL
 from tests.support import ROOT, error_of
 from training.cifar10.data import load_cifar10
@@ -20,10 +20,10 @@ def test_figures_of_a_classifier_that_sees_brightness():
     )
     labels = np.array([0, 1, 1, 1])
 
-    def predict(batch: np.ndarray) -> Answers:
+    def predict(batch: np.ndarray) -> Outputs:
         bright = batch.mean((1, 2, 3)) > 128
         probabilities = np.where(bright[:, None], [0.2, 0.8], [0.8, 0.2]).astype(np.float32)
-        return Answers(probabilities, probabilities.max(1))
+        return Outputs(probabilities, probabilities.max(1))
 
     figures = evaluate(predict, images, labels, ("dark", "bright"))
     assert figures["accuracy"] == figures["accuracy_tta"] == 0.75

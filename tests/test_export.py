@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rest_api.bundle import load_bundle
-from rest_api.engine import Answers, load_engine
+from rest_api.engine import Outputs, load_engine
 from training import export, files, metrics
 from training.cifar10 import networks
 from training.cifar10.data import LABELS
@@ -95,8 +95,8 @@ def test_formats_that_disagree_write_nothing(network, data, tmp_path, monkeypatc
     [(2e-4, 0, "a probability"), (0, 0.1, "a score"), (0, np.nan, "a score"), (5e-5, 0.01, None)],
 )
 def test_formats_may_differ_by_rounding_alone(probability, score, what):
-    reference = Answers(np.full((3, 2), 0.5), np.array([-50.0, -20.0, -10.0]))
-    litert = Answers(reference.probabilities + probability, reference.scores + score)
+    reference = Outputs(np.full((3, 2), 0.5), np.array([-50.0, -20.0, -10.0]))
+    litert = Outputs(reference.probabilities + probability, reference.scores + score)
     raised = pytest.raises(export.ExportError, match=what) if what else contextlib.nullcontext()
     with raised:
         export.check_same(litert, reference)

@@ -9,7 +9,7 @@ import pytest
 from granian.rsgi import ProtocolClosed
 
 from rest_api import gateway
-from rest_api.gateway import Door
+from rest_api.gateway import Gateway
 
 
 class Client:
@@ -53,7 +53,7 @@ def application(environ, start_response):
 
 def ask(*clients: Client, wsgi=application, threads=1, queue=0, max_body=100) -> list:
     """The answers to clients that come at the same time."""
-    entrance = Door(wsgi, threads, queue, max_body)
+    entrance = Gateway(wsgi, threads, queue, max_body)
 
     async def all_at_once() -> None:
         await asyncio.gather(*(entrance.__rsgi__(client.scope, client) for client in clients))
@@ -127,14 +127,14 @@ def test_body_without_a_length_is_taken_up_to_the_limit():
 
 
 def test_endless_body_is_given_up(monkeypatch):
-    monkeypatch.setattr(gateway, "MAX_DRAIN", 1000)
+    monkeypatch.setattr(gateway, "MAX_DISCARDED", 1000)
     client = Client(*[b"x" * 100] * 50, headers={})
     ask(client)
     assert client.read == 1100
 
 
 def test_slow_client_is_told_so_and_holds_no_thread(monkeypatch):
-    monkeypatch.setattr(gateway, "MAX_READ", 0.1)
+    monkeypatch.setattr(gateway, "READ_TIMEOUT", 0.1)
     slow, quick = Client(b"abc", pause=30), Client(b"abc")
     refused, answered = ask(slow, quick)  # with one thread
     assert code(refused) == "408 too_slow"
@@ -163,7 +163,7 @@ def test_place_is_free_again_after_a_failure():
     def wsgi(environ, start_response):
         raise RuntimeError
 
-    entrance = Door(wsgi, threads=1, queue=0, max_body=100)
+    entrance = Gateway(wsgi, threads=1, queue=0, max_body=100)
     for _ in range(2):
         client = Client(b"x")
         with pytest.raises(RuntimeError):
@@ -172,12 +172,12 @@ def test_place_is_free_again_after_a_failure():
 
 
 def test_request_that_has_waited_too_long_is_refused(monkeypatch):
-    monkeypatch.setattr(gateway, "MAX_WAIT", 0)
+    monkeypatch.setattr(gateway, "QUEUE_TIMEOUT", 0)
     assert code(ask(Client(b"x"))[0]) == "503 overloaded"
 
 
 def test_requests_that_are_being_sent_hold_a_limited_memory(monkeypatch):
-    monkeypatch.setattr(gateway, "MAX_HELD", 200)
+    monkeypatch.setattr(gateway, "MAX_BUFFERED", 200)
     clients = [Client(b"x" * 90, pause=0.05) for _ in range(3)]
     answers = ask(*clients, threads=3)
     assert [answer[0] for answer in answers] == [200, 200, 503]
@@ -185,14 +185,14 @@ def test_requests_that_are_being_sent_hold_a_limited_memory(monkeypatch):
 
 
 def test_requests_that_wait_hold_it_until_they_are_answered(monkeypatch):
-    monkeypatch.setattr(gateway, "MAX_HELD", 200)
+    monkeypatch.setattr(gateway, "MAX_BUFFERED", 200)
     leave = threading.Event()
 
     def wsgi(environ, start_response):
         assert leave.wait(30)
         return application(environ, start_response)
 
-    entrance = Door(wsgi, threads=1, queue=9, max_body=100)
+    entrance = Gateway(wsgi, threads=1, queue=9, max_body=100)
     waiting, late, after = [Client(b"x" * 90) for _ in range(2)], Client(b"x" * 90), Client(b"x")
 
     async def one_after_another() -> None:
@@ -211,7 +211,7 @@ def test_requests_that_wait_hold_it_until_they_are_answered(monkeypatch):
 
 
 def test_one_request_of_the_largest_size_is_always_taken(monkeypatch):
-    monkeypatch.setattr(gateway, "MAX_HELD", 50)
+    monkeypatch.setattr(gateway, "MAX_BUFFERED", 50)
     assert ask(Client(b"x" * 100))[0][0] == 200
 
 

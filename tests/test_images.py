@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from rest_api.errors import RequestError
-from rest_api.images import decode, fit
+from rest_api.images import decode, to_square
 from tests.support import FROG, encode, post
 
 
@@ -95,7 +95,10 @@ def test_large_jpeg_is_decoded_at_reduced_scale_and_looks_the_same():
     assert image.size == (300, 200)  # an eighth, still over 2 x 32
     assert decode(encode(gradient(256, 256), "JPEG"), 32).size == (64, 64)  # just 2 x 32
     assert decode(encode(gradient(248, 248), "JPEG"), 32).size == (124, 124)
-    small, full = fit(image, 32, "squash").astype(int), fit(photo, 32, "squash").astype(int)
+    small, full = (
+        to_square(image, 32, "squash").astype(int),
+        to_square(photo, 32, "squash").astype(int),
+    )
     assert abs(small - full).max() <= 4
 
 
@@ -143,21 +146,21 @@ def test_decompression_bomb_is_refused():
 
 
 def test_squash_shows_the_whole_image():
-    pixels = fit(gradient(300, 100), 32, "squash").astype(int)
+    pixels = to_square(gradient(300, 100), 32, "squash").astype(int)
     assert pixels.shape == (32, 32, 3)
     assert pixels[16, 0, 0] < 8
     assert pixels[16, 31, 0] > 247
 
 
 def test_crop_keeps_the_largest_square_in_the_middle():
-    pixels = fit(gradient(300, 100), 32, "crop").astype(int)
+    pixels = to_square(gradient(300, 100), 32, "crop").astype(int)
     assert pixels[16, 0, 0] == pytest.approx(255 / 3, abs=5)
     assert pixels[16, 31, 0] == pytest.approx(255 * 2 / 3, abs=5)
     assert pixels[31, 16, 1] > 247
 
 
 def test_pad_keeps_the_whole_image_and_its_shape():
-    pixels = fit(gradient(300, 100), 32, "pad").astype(int)
+    pixels = to_square(gradient(300, 100), 32, "pad").astype(int)
     assert (pixels[0] == 128).all()
     assert (pixels[31] == 128).all()
     assert pixels[16, 31, 0] > 247
@@ -166,12 +169,12 @@ def test_pad_keeps_the_whole_image_and_its_shape():
 @pytest.mark.parametrize("policy", ["squash", "crop", "pad"])
 @pytest.mark.parametrize("size", [(1, 1), (1, 500), (500, 1), (32, 32), (4000, 3)])
 def test_any_shape_fits(policy, size):
-    assert fit(Image.new("RGB", size), 32, policy).shape == (32, 32, 3)
+    assert to_square(Image.new("RGB", size), 32, policy).shape == (32, 32, 3)
 
 
 def test_image_of_the_right_size_is_left_alone():
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    np.testing.assert_array_equal(fit(Image.fromarray(pixels), 32, "squash"), pixels)
+    np.testing.assert_array_equal(to_square(Image.fromarray(pixels), 32, "squash"), pixels)
 
 
 def test_ycck_jpeg_keeps_its_colours():
@@ -218,7 +221,7 @@ def test_phone_photo_is_decoded_at_reduced_scale_with_the_same_answer(client):
     photo = Image.fromarray((np.asarray(frog) + noise).clip(0, 255).astype(np.uint8))
     data = encode(photo, "JPEG", quality=90)
     assert decode(data, 32).size == (500, 375)  # an eighth: a 64th of the pixels
-    reduced, full = fit(decode(data, 32), 32, "pad"), fit(decode(data, 4000), 32, "pad")
+    reduced, full = to_square(decode(data, 32), 32, "pad"), to_square(decode(data, 4000), 32, "pad")
     answers = [post(client, encode(Image.fromarray(each))).get_json() for each in (reduced, full)]
     best, other = (answer["predictions"][0] for answer in answers)
     assert best["label"] == other["label"] == "frog"

@@ -94,7 +94,7 @@ def test_only_a_few_files_are_read_ahead():
             begun.append(number)
             yield "absent"
 
-    answers = classify_all(files(), bundle=None, predict=None, top=1, threads=2)
+    answers = classify_all(files(), model=None, top=1, threads=2)
     for _ in range(10):
         next(answers)
     assert len(begun) <= 10 + 4 * 2

@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from rest_api.bundle import FILENAMES, BundleError, load_bundle
-from rest_api.engine import Answers, Predict, load_engine
+from rest_api.engine import Outputs, Predict, load_engine
 from training import metrics, plots
 from training.cifar10.data import DataError, load_cifar10
 from training.files import replacing
@@ -30,7 +30,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Every figure of a classifier on images (N, H, W, 3) uint8 and labels (N,) integers.
 
-    Answers less probable than `threshold` count as uncertain.
+    Predictions less probable than `threshold` count as uncertain.
     """
     probabilities, _ = in_batches(predict, images)
     # The mean of log probabilities ranks the classes as the mean of logits does.
@@ -53,12 +53,12 @@ def evaluate(
     }
 
 
-def in_batches(predict: Predict, images: np.ndarray, size: int = 500) -> Answers:
+def in_batches(predict: Predict, images: np.ndarray, size: int = 500) -> Outputs:
     """The answers to any number of images (N, H, W, 3)."""
     starts = range(0, len(images), size)
     bar = tqdm(starts, leave=False, unit="batch")
     answers = [predict(images[i : i + size]) for i in bar]
-    return Answers(*(np.concatenate(each) for each in zip(*answers, strict=True)))
+    return Outputs(*(np.concatenate(each) for each in zip(*answers, strict=True)))
 
 
 def report(figures: dict[str, Any]) -> str:

@@ -26,7 +26,7 @@ from rest_api.bundle import (
     check_manifest,
     load_bundle,
 )
-from rest_api.engine import Answers, load_engine
+from rest_api.engine import Outputs, load_engine
 from training import metrics
 from training.cifar10.data import LABELS, DataError, load_cifar10, split_validation
 from training.cifar10.networks import BatchNorm
@@ -108,7 +108,7 @@ def compare_formats(folder: Path, images: np.ndarray, labels: np.ndarray) -> dic
     return accuracy
 
 
-def check_same(litert: Answers, reference: Answers) -> None:
+def check_same(litert: Outputs, reference: Outputs) -> None:
     """Raise ExportError where LiteRT and Keras, both float32, differ by more than they round."""
     probability = abs(litert.probabilities - reference.probabilities).max()
     largest = max(1.0, float(abs(reference.scores).max()))

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 
 from rest_api.bundle import Bundle, Resize, load_bundle
 from rest_api.engine import Predict, load_engine
-from rest_api.images import SPARE, decode, fit
+from rest_api.images import SPARE, decode, to_square
 from rest_api.settings import DEFAULT_MODEL
 
 SPARES = (4, 2, 1)
@@ -50,7 +50,7 @@ def compare_policies(
         cut = [cut_to(photo, aspect) for photo in photos]
         shares.append([])
         for policy in get_args(Resize):
-            pixels = np.stack([fit(photo, bundle.input_size, policy) for photo in cut])
+            pixels = np.stack([to_square(photo, bundle.input_size, policy) for photo in cut])
             shares[-1].append((predict(pixels).probabilities.argmax(1) == labels).mean())
         print(row(name, shares[-1]))
     print(row("mean", np.mean(shares, axis=0)))
@@ -63,7 +63,7 @@ def compare_scales(
 
     def best(spare: int) -> np.ndarray:
         photos = [decode(file, side * spare // SPARE) for file in files]
-        pixels = np.stack([fit(photo, side, bundle.resize) for photo in photos])
+        pixels = np.stack([to_square(photo, side, bundle.resize) for photo in photos])
         return predict(pixels).probabilities.argmax(1)
 
     in_full = best(FULL)

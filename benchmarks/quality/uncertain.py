@@ -12,7 +12,7 @@ import numpy as np
 
 from rest_api.bundle import load_bundle
 from rest_api.engine import load_engine
-from rest_api.images import decode, fit
+from rest_api.images import decode, to_square
 from rest_api.settings import DEFAULT_MODEL
 from training import metrics
 from training.cifar10.data import load_cifar10
@@ -42,7 +42,7 @@ def main() -> None:
     print("\n| photos | number | uncertain | confident beyond 90 % |\n|---|---:|---:|---:|")
     for folder in args.photos:
         files = sorted(path for path in folder.rglob("*") if path.is_file())
-        squares = [fit(decode(f.read_bytes(), side), side, bundle.resize) for f in files]
+        squares = [to_square(decode(f.read_bytes(), side), side, bundle.resize) for f in files]
         best = in_batches(predict, np.stack(squares)).scores
         flagged, sure = (best < bundle.threshold).mean(), (best > 0.9).mean()
         print(f"| {folder.name} | {len(files)} | {flagged:.1%} | {sure:.1%} |")

@@ -51,7 +51,7 @@ from rest_api.app import create_app
 from rest_api.bundle import load_bundle
 from rest_api.engine import load_engine
 from rest_api.gateway import call_wsgi
-from rest_api.images import decode, fit
+from rest_api.images import decode, to_square
 from rest_api.settings import DEFAULT_MODEL
 from training import plots
 from training.export import write_formats, write_manifest
@@ -141,7 +141,7 @@ def loop(image: bytes, seconds: float) -> float:
     predict = load_engine(bundle)
     answers, start = 0, time.perf_counter()
     while time.perf_counter() - start < seconds:
-        predict(fit(decode(image, bundle.input_size), bundle.input_size, bundle.resize)[None])
+        predict(to_square(decode(image, bundle.input_size), bundle.input_size, bundle.resize)[None])
         answers += 1
     return answers / (time.perf_counter() - start)
 
@@ -172,11 +172,11 @@ def stages(image: bytes) -> dict[str, float]:
             sent_images(context.request)
 
     decoded = decode(image, side)
-    pixels = fit(decoded, side, bundle.resize)[None]
+    pixels = to_square(decoded, side, bundle.resize)[None]
     calls = {
         "parse": parse,
         "decode": lambda: decode(image, side).load(),
-        "resize": lambda: fit(decoded, side, bundle.resize),
+        "resize": lambda: to_square(decoded, side, bundle.resize),
         "infer": lambda: predict(pixels),
         "all": lambda: call_wsgi(app.wsgi_app, request()),
     }

@@ -16,7 +16,7 @@ from benchmarks.serving.latency import jpeg_of_a_phone, milliseconds
 from benchmarks.serving.load import FROG, ROOT, need_wrk, ours, serving, wrk
 from rest_api.bundle import load_bundle
 from rest_api.engine import load_engine
-from rest_api.images import decode, fit
+from rest_api.images import decode, to_square
 from rest_api.settings import DEFAULT_MODEL
 from training import plots
 
@@ -35,7 +35,7 @@ def by_pixels() -> tuple[list[float], Lines]:
     photos = [jpeg_of_a_phone(width, width * 3 // 4) for width in WIDTHS]
 
     def median(photo: bytes, decoded_for: int) -> float:
-        times = milliseconds(lambda: fit(decode(photo, decoded_for), side, "pad"), 15)
+        times = milliseconds(lambda: to_square(decode(photo, decoded_for), side, "pad"), 15)
         return float(np.median(times))
 
     return [width**2 * 0.75 / 1e6 for width in WIDTHS], {

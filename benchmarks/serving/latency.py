@@ -15,7 +15,7 @@ from PIL import Image
 from benchmarks.serving.load import BOUNDARY, FROG, multipart, ours, started
 from rest_api.bundle import load_bundle
 from rest_api.engine import load_engine
-from rest_api.images import decode, fit
+from rest_api.images import decode, to_square
 from rest_api.settings import DEFAULT_MODEL
 
 REQUESTS = 1000
@@ -78,7 +78,7 @@ def main() -> None:
             print(f"| {name} | {np.median(times):.2f} | {np.percentile(times, 99):.2f} |")
 
     for name, side in (("decoding and shrinking the latter", 32), ("the same in full size", 4000)):
-        times = milliseconds(lambda side=side: fit(decode(photo, side), 32, "pad"), 50)
+        times = milliseconds(lambda side=side: to_square(decode(photo, side), 32, "pad"), 50)
         print(f"| {name} | {np.median(times):.2f} | {np.percentile(times, 99):.2f} |")
     predict = load_engine(load_bundle(DEFAULT_MODEL))
     pixels = np.zeros((1, 32, 32, 3), np.uint8)

@@ -15,8 +15,8 @@ from PIL import Image, ImageEnhance
 from tqdm import tqdm
 
 from rest_api.bundle import Resize
-from rest_api.engine import Answers, Predict
-from rest_api.images import decode, fit
+from rest_api.engine import Outputs, Predict
+from rest_api.images import decode, to_square
 from training.files import replacing
 from training.photos.inspect import Photo
 
@@ -33,7 +33,7 @@ def view_of(photo: Photo, view: int, side: int, resize: Resize) -> np.ndarray:
     image = decode(photo.path.read_bytes(), side)
     if view >= 2:
         image = random_crop(image, np.random.default_rng([int(photo.digest[:8], 16), view]))
-    pixels = fit(image, side, resize)
+    pixels = to_square(image, side, resize)
     return pixels[:, ::-1] if view == 1 else pixels
 
 
@@ -135,7 +135,7 @@ def write_cache(path: Path, known: dict[str, np.ndarray]) -> None:
         np.savez(part, keys=np.array(list(known)), vectors=np.stack(list(known.values())))
 
 
-def answers_to(predict: Predict, photos: Sequence[Photo], side: int, resize: Resize) -> Answers:
+def answers_to(predict: Predict, photos: Sequence[Photo], side: int, resize: Resize) -> Outputs:
     """What the network says of photos, as the server would show them to it."""
     answers = [predict(pixels) for _, pixels in batches([(p, 0) for p in photos], side, resize)]
-    return Answers(*(np.concatenate(each) for each in zip(*answers, strict=True)))
+    return Outputs(*(np.concatenate(each) for each in zip(*answers, strict=True)))

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from rest_api.bundle import Bundle
-from rest_api.engine import Answers, load_engine
+from rest_api.engine import Outputs, load_engine
 from training import metrics, plots
 from training.files import replacing
 from training.photos.features import answers_to, view_of
@@ -68,7 +68,7 @@ def of_class(label: str, right: np.ndarray) -> dict[str, Any]:
 
 
 def draw(
-    answers: Answers, numbers: np.ndarray, photos: Sequence[Photo], labels: Sequence[str]
+    answers: Outputs, numbers: np.ndarray, photos: Sequence[Photo], labels: Sequence[str]
 ) -> dict[str, Figure]:
     """Figures by their captions."""
     best, confidence = answers.probabilities.argmax(1), answers.probabilities.max(1)

@@ -24,7 +24,7 @@ from keras import ops
 from matplotlib.figure import Figure
 
 from rest_api.bundle import BundleError, Resize, load_bundle
-from rest_api.engine import Answers
+from rest_api.engine import Outputs
 from training import metrics, plots
 from training.checkpoint import RunError, versions
 from training.export import COVERAGE, ExportError, export, refuse_other_folder
@@ -222,7 +222,7 @@ def calibrate(classifier: Classifier) -> tuple[float, dict[str, Any]]:
     validation = task.photos.of("validation", background=False)
     raw = classifier.served(1.0)
     probabilities, scores = answers_to(
-        lambda images: Answers(*raw.predict_on_batch(images)),
+        lambda images: Outputs(*raw.predict_on_batch(images)),
         validation,
         task.network.input_shape[1],
         task.resize,
