@@ -1,24 +1,35 @@
-# make serve   installs the server (no TensorFlow) and starts it
-# make test    installs everything and runs all tests
-# make lint    checks style, formatting and what is unsafe
-# make bench   measures this server beside others, and training; installs those others
-
 PYTHON ?= python3
 PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check
+# On every core; a worker that has nothing left to do takes tests from the other.
+PYTEST := .venv/bin/python -m pytest -n logical --dist worksteal
+RIVALS := $(wildcard benchmarks/serving/rivals/*.txt)
 
-.PHONY: serve test lint bench
-serve: .venv/serve
+.PHONY: help serve test test-fast lint lock bench
+
+help: ## say what each target does
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+serve: .venv/serve ## install the server, without TensorFlow, and start it on port 5000
 	.venv/bin/python rest_api/app.py
 
-test: .venv/test
-	.venv/bin/python -m pytest
+test: .venv/test ## install everything, 3 GB, and run all tests, with their coverage
+	$(PYTEST) --cov
 
-lint: .venv/test
+test-fast: .venv/test ## run the tests that need only seconds
+	$(PYTEST) -m "not slow"
+
+lint: .venv/test ## check style, formatting, types and what is unsafe
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
+	.venv/bin/mypy
 	.venv/bin/bandit --quiet --recursive rest_api training
 
-bench: .venv/test $(patsubst benchmarks/serving/rivals/%.txt,.bench/%/done,$(wildcard benchmarks/serving/rivals/*.txt))
+lock: .venv/bin/python ## choose the versions that are shipped: rest_api/requirements.lock
+	$(PIP) uv
+	.venv/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+	    --custom-compile-command "make lock" rest_api/requirements.txt --output-file rest_api/requirements.lock
+
+bench: .venv/test $(RIVALS:benchmarks/serving/rivals/%.txt=.bench/%/done) ## measure the server beside others, and training
 	.venv/bin/python -m benchmarks.serving --venvs .bench --short
 	.venv/bin/python -m benchmarks.training --short
 
@@ -33,11 +44,14 @@ bench: .venv/test $(patsubst benchmarks/serving/rivals/%.txt,.bench/%/done,$(wil
 	$(PIP) --no-compile -r rest_api/requirements.txt
 	touch $@
 
-.venv/test: requirements.txt rest_api/requirements.txt | .venv/bin/python
-	$(PIP) -r requirements.txt
+.venv/test: requirements.txt rest_api/requirements.txt training/requirements.txt tests/requirements.txt deploy/requirements.txt | .venv/bin/python
+	@.venv/bin/python -c "import sys; sys.exit(sys.version_info >= (3, 14) and \
+	'TensorFlow has no release for this Python yet; training and the tests need 3.11, 3.12 or 3.13: ' \
+	'rm -r .venv, then make PYTHON=python3.13 $(MAKECMDGOALS)')"
+	$(PIP) -r requirements.txt -r deploy/requirements.txt
 	touch $@ .venv/serve
 
 .venv/bin/python:
-	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and \
-	'This needs Python 3.11 or newer; name one: make PYTHON=python3.12 ' + '$(MAKECMDGOALS)')"
+	@$(PYTHON) -c "import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15) and \
+	'This needs Python 3.11, 3.12, 3.13 or 3.14; name one: make PYTHON=python3.13 $(MAKECMDGOALS)')"
 	$(PYTHON) -m venv .venv
