@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from keras import ops
 from PIL import Image
 
 
@@ -63,6 +62,8 @@ def random_affine(
     Bilinear; beyond the border the nearest pixel is repeated, as the classic recipe's
     ImageDataGenerator does. Returns float32.
     """
+    from keras import ops  # the others, and Augmentation, do without
+
     n, height, width, _ = images.shape
     angle = np.deg2rad(rng.uniform(-degrees, degrees, n))
     down, right = rng.uniform(-shift, shift, (2, n))
@@ -77,39 +78,41 @@ def random_affine(
     return ops.convert_to_numpy(moved)
 
 
-def cutout(images: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarray:
+def cutout(images: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
     """Grey out one square per image, centred anywhere (DeVries & Taylor 2017, arXiv:1708.04552)."""
     n, height, width, _ = images.shape
     centre = rng.integers(0, (height, width), (n, 2))[:, :, None]  # (N, 2, 1)
-    rows = np.abs(np.arange(height) - centre[:, 0] + 0.5) <= side / 2  # (N, H)
-    columns = np.abs(np.arange(width) - centre[:, 1] + 0.5) <= side / 2
+    rows = np.abs(np.arange(height) - centre[:, 0] + 0.5) <= size / 2  # (N, H)
+    columns = np.abs(np.arange(width) - centre[:, 1] + 0.5) <= size / 2
     covered = rows[:, :, None, None] & columns[:, None, :, None]
     return np.where(covered, np.asarray(128, images.dtype), images)
 
 
-def resize(images: np.ndarray, side: int) -> np.ndarray:
-    """Resize uint8 images to squares of `side` pixels, bilinear and anti-aliased."""
-    if images.shape[1:3] == (side, side):
+def resize(images: np.ndarray, image_size: int) -> np.ndarray:
+    """Resize uint8 images to `image_size` pixels each way, bilinear and anti-aliased."""
+    size, bilinear = (image_size, image_size), Image.Resampling.BILINEAR
+    if images.shape[1:3] == size:
         return images
-    size, bilinear = (side, side), Image.Resampling.BILINEAR
     return np.stack([np.asarray(Image.fromarray(image).resize(size, bilinear)) for image in images])
 
 
-def augment(images: np.ndarray, how: Augmentation, rng: np.random.Generator) -> np.ndarray:
+def augment(images: np.ndarray, augmentation: Augmentation, rng: np.random.Generator) -> np.ndarray:
     """Apply everything but the flips, which depend on the epoch, to a batch."""
-    if how.crop:
-        images = random_crop(images, how.crop, rng)
-    if how.rotation or how.shift:
-        images = random_affine(images, how.rotation, how.shift, rng)
-    if how.cutout:
-        images = cutout(images, how.cutout, rng)
+    if augmentation.crop:
+        images = random_crop(images, augmentation.crop, rng)
+    if augmentation.rotation or augmentation.shift:
+        images = random_affine(images, augmentation.rotation, augmentation.shift, rng)
+    if augmentation.cutout:
+        images = cutout(images, augmentation.cutout, rng)
     return images
 
 
-def flips(n: int, how: Augmentation, epoch: int, seed: int, rng: np.random.Generator) -> np.ndarray:
+def flips(
+    n: int, augmentation: Augmentation, epoch: int, seed: int, rng: np.random.Generator
+) -> np.ndarray:
     """Which of a data set's n images to mirror in this epoch: (n,) bool."""
-    if how.flip == "alternating":
+    if augmentation.flip == "alternating":
         return alternating_flips(n, epoch, seed)
-    if how.flip == "random":
+    if augmentation.flip == "random":
         return random_flips(n, rng)
     return np.zeros(n, bool)

@@ -90,7 +90,7 @@ def restore_checkpoint(
         refuse_not_finite(arrays)
     except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise RunError(
-            f"{path} does not fit this network: {error}. Remove it to start anew."
+            f"{path} is not a checkpoint of this network: {error}. Remove it to start anew."
         ) from error
     if settings not in (None, state.settings):
         raise RunError(

@@ -1,6 +1,8 @@
-"""Measure a model bundle on the CIFAR-10 test set: `python -m training.evaluate BUNDLE`.
+"""Measure a classifier; as a command, a model bundle on the CIFAR-10 test set.
 
-Runs the shipped files through the code that serves them. Prints accuracy with and without
+    python -m training.evaluate BUNDLE
+
+Runs the bundle's files through the code that serves them. Prints accuracy with and without
 test-time augmentation, accuracy per class and calibration; writes confusion.png, reliability.png
 and evaluation.json to --output.
 """
@@ -16,8 +18,7 @@ from tqdm import tqdm
 
 from rest_api.bundle import FILENAMES, BundleError, load_bundle
 from rest_api.engine import Outputs, Predict, load_engine
-from training import metrics, plots
-from training.cifar10.data import DataError, load_cifar10
+from training import import_keras, metrics
 from training.files import replacing
 
 
@@ -36,15 +37,15 @@ def evaluate(
     # The mean of log probabilities ranks the classes as the mean of logits does.
     views = metrics.views(images)
     averaged = sum(w * np.log(in_batches(predict, view).probabilities + 1e-12) for w, view in views)
-    coverage, accuracy_of_sure = metrics.selective(probabilities, labels, threshold)
+    coverage, selective_accuracy = metrics.selective(probabilities, labels, threshold)
     return {
         "images": len(labels),
         "accuracy": metrics.accuracy(probabilities, labels),
         "accuracy_tta": metrics.accuracy(averaged, labels),
         "cross_entropy": metrics.cross_entropy(probabilities, labels),
         "expected_calibration_error": metrics.expected_calibration_error(probabilities, labels),
-        "sure": coverage,
-        "accuracy_of_sure": accuracy_of_sure,
+        "coverage": coverage,
+        "selective_accuracy": selective_accuracy,
         "accuracy_per_class": dict(
             zip(names, metrics.per_class_accuracy(probabilities, labels).tolist(), strict=True)
         ),
@@ -54,11 +55,10 @@ def evaluate(
 
 
 def in_batches(predict: Predict, images: np.ndarray, size: int = 500) -> Outputs:
-    """The answers to any number of images (N, H, W, 3)."""
-    starts = range(0, len(images), size)
-    bar = tqdm(starts, leave=False, unit="batch")
-    answers = [predict(images[i : i + size]) for i in bar]
-    return Outputs(*(np.concatenate(each) for each in zip(*answers, strict=True)))
+    """The network's outputs for any number of images (N, H, W, 3)."""
+    starts = tqdm(range(0, len(images), size), leave=False, unit="batch")
+    outputs = [predict(images[i : i + size]) for i in starts]
+    return Outputs(*(np.concatenate(each) for each in zip(*outputs, strict=True)))
 
 
 def report(figures: dict[str, Any]) -> str:
@@ -69,10 +69,10 @@ def report(figures: dict[str, Any]) -> str:
         f"  with test-time augmentation {figures['accuracy_tta']:.2%}",
         f"expected calibration error  {figures['expected_calibration_error']:.2%}",
         f"cross-entropy               {figures['cross_entropy']:.4f}",
-        f"sure answers                {figures['sure']:.2%}",
-        f"  their accuracy            {figures['accuracy_of_sure']:.2%}",
+        f"coverage (not uncertain)    {figures['coverage']:.2%}",
+        f"  selective accuracy        {figures['selective_accuracy']:.2%}",
         "accuracy per class",
-        *(f"  {name:<12} {share:.1%}" for name, share in figures["accuracy_per_class"].items()),
+        *(f"  {name:<12} {value:.1%}" for name, value in figures["accuracy_per_class"].items()),
     ]
     return "\n".join(lines)
 
@@ -88,6 +88,11 @@ def main() -> None:
         "--output", type=Path, help="folder for plots and figures (runs/evaluate-BUNDLE)"
     )
     args = parser.parse_args()
+    if args.engine == "keras":
+        import_keras()
+    from training import plots
+    from training.cifar10.data import DataError, load_cifar10
+
     try:
         bundle = load_bundle(args.bundle)
         predict = load_engine(bundle, args.engine)

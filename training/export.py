@@ -1,19 +1,20 @@
-"""Turn a finished run into a model bundle: `python -m training.export RUN DEST`.
+"""Write a network as a checked model bundle; as a command, a finished run on CIFAR-10.
 
-Writes model.keras, model.tflite (float32), model.int8.tflite (8-bit weights) and model.json.
-A run of --final has seen all 50,000 training images, so its temperature comes from its twin: the
-run of the same recipe and seed that kept 5,000 back.
+    python -m training.export RUN DEST
+
+A bundle holds model.keras, model.tflite (float32), model.int8.tflite (8-bit weights) and
+model.json.
 """
 
 import argparse
 import hashlib
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
-import keras
 import numpy as np
 
 from rest_api.bundle import (
@@ -27,12 +28,12 @@ from rest_api.bundle import (
     load_bundle,
 )
 from rest_api.engine import Outputs, load_engine
-from training import metrics
-from training.cifar10.data import LABELS, DataError, load_cifar10, split_validation
-from training.cifar10.networks import BatchNorm
-from training.cifar10.train import RunError, load_network, predict
+from training import import_keras, metrics
 from training.evaluate import in_batches
 from training.files import replacing_folder
+
+if TYPE_CHECKING:
+    import keras
 
 MAX_DIFFERENCE = 1e-4  # float32 LiteRT against Keras, of a probability
 # The same of a score, against the largest. A squared distance between features that are nearly
@@ -41,7 +42,7 @@ MAX_SCORE_DIFFERENCE = 5e-4
 MAX_LOSS = 0.003  # of accuracy as a fraction, 8-bit LiteRT against Keras
 FEW = 1000  # images: with fewer, MAX_LOSS is under three of them, and chance is allowed for
 SAVED_MODEL = "saved_model"
-COVERAGE = 0.95  # of the validation images: the share of answers that count as sure
+COVERAGE = 0.95  # of the validation images: the fraction that reaches the threshold
 
 
 class ExportError(Exception):
@@ -54,25 +55,7 @@ def refuse_other_folder(destination: Path) -> None:
         raise ExportError(f"{destination} exists and is no bundle. Give a folder of its own.")
 
 
-def deployable(network: keras.Model, temperature: float) -> keras.Model:
-    """The network as it is served: float32, plain Keras layers, probabilities as output."""
-
-    def plain(layer: keras.Layer | keras.Operation) -> keras.Layer | keras.Operation:
-        config = layer.get_config()
-        if isinstance(layer, keras.Layer):  # the others, bare operations, have no dtype
-            config["dtype"] = "float32"
-        cls = keras.layers.BatchNormalization if isinstance(layer, BatchNorm) else type(layer)
-        return cls.from_config(config)
-
-    uncompiled = keras.Model(network.input, network.output, name=network.name)
-    copy = keras.models.clone_model(uncompiled, clone_function=plain)
-    copy.set_weights(network.get_weights())
-    images = keras.Input((32, 32, 3), name="image")
-    scaled = keras.layers.Rescaling(1 / temperature, name="temperature")(copy(images))
-    return keras.Model(images, keras.layers.Softmax(name="probabilities")(scaled))
-
-
-def write_formats(network: keras.Model, folder: Path) -> None:
+def write_formats(network: "keras.Model", folder: Path) -> None:
     """Write the network in each of the bundle's formats."""
     import tensorflow as tf
 
@@ -95,15 +78,15 @@ def write_formats(network: keras.Model, folder: Path) -> None:
 def compare_formats(folder: Path, images: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """The accuracy of each format, through the code that serves it. Raises ExportError."""
     bundle = load_bundle(folder)
-    answers = {engine: in_batches(load_engine(bundle, engine), images) for engine in FILENAMES}
-    check_same(answers["litert-float32"], answers["keras"])
-    right = {engine: each.probabilities.argmax(1) == labels for engine, each in answers.items()}
-    accuracy = {engine: float(each.mean()) for engine, each in right.items()}
-    loss, allowed = loss_and_allowance(right["keras"], right["litert"])
+    outputs = {engine: in_batches(load_engine(bundle, engine), images) for engine in FILENAMES}
+    check_same(outputs["litert-float32"], outputs["keras"])
+    correct = {engine: each.probabilities.argmax(1) == labels for engine, each in outputs.items()}
+    accuracy = {engine: float(each.mean()) for engine, each in correct.items()}
+    loss, allowed = loss_and_allowance(correct["keras"], correct["litert"])
     if not loss <= allowed:
         raise ExportError(
-            f"8-bit LiteRT is right on {accuracy['litert']:.2%}, Keras on {accuracy['keras']:.2%}: "
-            f"a loss of more than {allowed:.1%}."
+            f"8-bit LiteRT has an accuracy of {accuracy['litert']:.2%}, Keras of "
+            f"{accuracy['keras']:.2%}: a loss of more than {allowed:.1%}."
         )
     return accuracy
 
@@ -127,9 +110,9 @@ def check_same(litert: Outputs, reference: Outputs) -> None:
 def loss_and_allowance(before: np.ndarray, after: np.ndarray) -> tuple[float, float]:
     """The accuracy lost between two classifiers of the same images, and how much may be.
 
-    `before` and `after`, (N,) booleans, say who was right. With few images, losing some proves no
-    harm: two standard errors more are allowed, to which only those images add on which the two
-    differ (McNemar 1947).
+    `before` and `after`, (N,) booleans, say which predictions were correct. With few images, losing
+    some proves no harm: two standard errors more are allowed, to which only those images add on
+    which the two differ (McNemar 1947).
     """
     images, lost, gained = len(before), (before & ~after).sum(), (after & ~before).sum()
     chance = 2 * np.sqrt(lost + gained) / images if images < FEW else 0.0
@@ -137,7 +120,7 @@ def loss_and_allowance(before: np.ndarray, after: np.ndarray) -> tuple[float, fl
 
 
 def export(
-    network: keras.Model,
+    network: "keras.Model",
     destination: Path,
     description: dict[str, Any],
     images: np.ndarray,
@@ -185,9 +168,9 @@ def write_manifest(folder: Path, description: dict[str, Any]) -> None:
 def calibrate(
     logits: np.ndarray, labels: np.ndarray, fitted_on: str
 ) -> tuple[float, dict[str, Any]]:
-    """The temperature, and what model.json says of it and of the threshold for a sure answer.
+    """The temperature, and what model.json says of it and of the threshold of the confidence.
 
-    `logits` (N, classes) are those of images that the network has not seen.
+    `logits` (N, classes) are those of images that the network was not trained on.
     """
     temperature = metrics.fit_temperature(logits, labels)
     probabilities = metrics.softmax(logits / temperature)
@@ -207,42 +190,6 @@ def calibrate(
             "accuracy": round(accuracy, 4),
         },
     }
-
-
-def export_run(
-    run: Path,
-    destination: Path,
-    *,
-    name: str | None = None,
-    resize: Resize = "pad",
-    engines: Sequence[Engine] = tuple(FILENAMES),
-    data: str | Path | None = None,
-) -> None:
-    """Fit the temperature of a run, export it, check it on the test images.
-
-    Raises RunError, DataError and ExportError; then nothing is written.
-    """
-    refuse_other_folder(destination)
-    network, result = load_network(run)
-    twin = run.with_name(run.name.removesuffix("-final"))  # has not seen the validation images
-    unseen = network if twin == run else load_network(twin)[0]
-    training, test = load_cifar10(data)
-    _, (images, labels) = split_validation(*training)
-    fitted_on = f"5,000 validation images, which {twin.name} was not trained on"
-    temperature, fitted = calibrate(predict(unseen, images), labels, fitted_on)
-    description = {
-        "name": name or destination.name,
-        "version": f"{result['date']}-{run.name}",
-        "labels": list(LABELS),
-        "input_size": 32,
-        "resize": resize,
-        "accuracy": {"measured_on": "the CIFAR-10 test set"},
-        **fitted,
-        "training": {key: value for key, value in result.items() if key != "versions"},
-        "versions": result["versions"],
-    }
-    served = deployable(network, temperature)
-    export(served, destination, description, *test, engines=engines)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -269,6 +216,11 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
+    import_keras()
+    from training.checkpoint import RunError
+    from training.cifar10.data import DataError
+    from training.cifar10.export import export_run
+
     try:
         export_run(
             args.run,
@@ -282,8 +234,10 @@ def main() -> None:
     except (RunError, DataError, BundleError, ExportError) as error:
         sys.exit(f"error: {error}")
     print(json.dumps(bundle.manifest, indent=2))
-    print(f"Serve it: python rest_api/app.py --model {bundle.path}")
+    print(f"Serve it: python rest_api/app.py --model {shlex.quote(str(bundle.path))}")
 
 
 if __name__ == "__main__":
-    main()
+    from training import export  # not this __main__, whose ExportError would be another class
+
+    export.main()

@@ -1,7 +1,12 @@
-"""The optimizer and learning-rate schedules of the recipes, on any Keras backend."""
+"""The optimizers and learning-rate schedules of the recipes, on any Keras backend."""
+
+from collections.abc import Mapping
+from typing import Any
 
 import keras
 from keras import ops
+
+Tensor = keras.KerasTensor  # any backend's
 
 
 class Triangle(keras.optimizers.schedules.LearningRateSchedule):
@@ -10,26 +15,26 @@ class Triangle(keras.optimizers.schedules.LearningRateSchedule):
     def __init__(self, peak: float, steps: int, start: float, top: float, end: float):
         self.peak, self.steps, self.start, self.top, self.end = peak, steps, start, top, end
 
-    def __call__(self, step):
+    def __call__(self, step: Tensor | int) -> Tensor:
         progress = ops.cast(step, "float32") / self.steps
         up = self.start + (1 - self.start) * progress / max(self.top, 1e-9)
         down = 1 - (1 - self.end) * (progress - self.top) / (1 - self.top)
         return self.peak * ops.maximum(ops.where(progress < self.top, up, down), 0.0)
 
-    def get_config(self) -> dict:
+    def get_config(self) -> dict[str, Any]:
         return dict(vars(self))
 
 
 class Steps(keras.optimizers.schedules.PiecewiseConstantDecay):
-    """A constant rate per stretch of training: {fraction of training: rate from there on}."""
+    """Piecewise constant: {fraction of training: learning rate from there on}."""
 
-    def __init__(self, rates: dict[float, float], steps: int):
-        self.rates, self.steps = rates, steps
-        boundaries = [round(fraction * steps) - 1 for fraction in list(rates)[1:]]
-        super().__init__(boundaries, list(rates.values()))
+    def __init__(self, learning_rates: Mapping[float, float], steps: int):
+        self.learning_rates, self.steps = learning_rates, steps
+        boundaries = [round(fraction * steps) - 1 for fraction in list(learning_rates)[1:]]
+        super().__init__(boundaries, list(learning_rates.values()))
 
-    def get_config(self) -> dict:
-        return {"rates": self.rates, "steps": self.steps}
+    def get_config(self) -> dict[str, Any]:
+        return {"learning_rates": self.learning_rates, "steps": self.steps}
 
 
 class AirbenchSGD(keras.optimizers.Optimizer):
@@ -52,20 +57,22 @@ class AirbenchSGD(keras.optimizers.Optimizer):
         weight_decay: float = 0.0153,
         bias_scale: float = 64.0,
         whiten_bias_steps: int = 0,
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(learning_rate, **kwargs)
         self.peak, self.batch_size, self.momentum = learning_rate.peak, batch_size, momentum
         self.decay, self.bias_scale = weight_decay, bias_scale
         self.whiten_bias_steps = whiten_bias_steps
 
-    def build(self, variables: list) -> None:
+    def build(self, variables: list[keras.Variable]) -> None:
         if not self.built:
             super().build(variables)
             self.momenta = [self.add_variable_from_reference(v, "momentum") for v in variables]
             self.paths = [v.path for v in variables]  # TensorFlow's own variables carry none
 
-    def update_step(self, gradient, variable, learning_rate) -> None:
+    def update_step(
+        self, gradient: Tensor, variable: keras.Variable, learning_rate: Tensor
+    ) -> None:
         examples = self.batch_size / 1024
         rate = learning_rate * examples / (1 + 1 / (1 - self.momentum))
         path = self.paths[self._get_variable_index(variable)]
@@ -76,7 +83,7 @@ class AirbenchSGD(keras.optimizers.Optimizer):
             step = step * ops.cast(self.iterations < self.whiten_bias_steps, step.dtype)
         self.assign_sub(variable, step)
 
-    def nesterov(self, gradient, variable, momentum: float):
+    def nesterov(self, gradient: Tensor, variable: keras.Variable, momentum: float) -> Tensor:
         """Update the variable's running momentum; return the gradient, looking one step ahead."""
         running = self.momenta[self._get_variable_index(variable)]
         ahead = running * momentum + gradient
@@ -94,11 +101,15 @@ class AirbenchMuon(AirbenchSGD):
 
     scaled = ("beta", "whiten/bias")
 
-    def __init__(self, *args, filter_rate: float = 0.24, filter_momentum: float = 0.6, **kwargs):
+    def __init__(
+        self, *args: Any, filter_rate: float = 0.24, filter_momentum: float = 0.6, **kwargs: Any
+    ):
         super().__init__(*args, **kwargs)
         self.filter_rate, self.filter_momentum = filter_rate, filter_momentum
 
-    def update_step(self, gradient, variable, learning_rate) -> None:
+    def update_step(
+        self, gradient: Tensor, variable: keras.Variable, learning_rate: Tensor
+    ) -> None:
         if len(variable.shape) != 4:
             super().update_step(gradient, variable, learning_rate)
             return
@@ -109,7 +120,7 @@ class AirbenchMuon(AirbenchSGD):
         self.assign(variable, unit - learning_rate / self.peak * self.filter_rate * update)
 
 
-def orthogonalise(matrix, steps: int = 3):
+def orthogonalise(matrix: Tensor, steps: int = 3) -> Tensor:
     """Bring the singular values of a matrix (M, N) near 1 by a quintic Newton-Schulz iteration.
 
     The coefficients are Jordan's: three steps leave the values between about 0.5 and 1.5, which

@@ -1,5 +1,6 @@
 """Figures, in colours that the colour-blind can tell apart (Okabe & Ito 2008)."""
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
@@ -7,7 +8,9 @@ from typing import TYPE_CHECKING
 
 import matplotlib
 import numpy as np
+from matplotlib import font_manager
 from matplotlib.figure import Figure
+from matplotlib.ft2font import FT2Font
 from matplotlib.ticker import LogLocator
 
 from training.files import replacing
@@ -45,6 +48,34 @@ def show(figure: Figure, name: str) -> "DisplayObject":
     path = Path("images", f"{name}.png")
     save(figure, path)
     return Image(str(path))
+
+
+def legible(labels: Sequence[str]) -> list[str]:
+    """Labels without characters that no font here can draw, such as emoji: 🐸 is [frog face].
+
+    Where the figures' own font lacks a character, another installed one that has it is added.
+    """
+    fonts = {"DejaVu Sans": font_manager.findfont("DejaVu Sans")}
+    missing = {c for c in "".join(labels) if c.isprintable()} - glyphs(fonts["DejaVu Sans"])
+    for font in font_manager.fontManager.ttflist if missing else []:
+        usable = not font.name.startswith("Last Resort") and "Color" not in font.name
+        if usable and (found := missing & glyphs(font.fname)):
+            fonts[font.name] = font.fname
+            missing -= found
+    matplotlib.rcParams["font.family"] = list(fonts)
+    names = {c: f"[{name_of(c)}]" for c in missing}
+    return [label.translate(str.maketrans(names)) for label in labels]
+
+
+def name_of(character: str) -> str:
+    """A symbol's name in Unicode, and the number of any other character."""
+    is_symbol = unicodedata.category(character) == "So"
+    return unicodedata.name(character).lower() if is_symbol else f"U+{ord(character):04X}"
+
+
+def glyphs(font: str) -> set[str]:
+    """The characters that a font file can draw."""
+    return {chr(code) for code in FT2Font(font).get_charmap()}
 
 
 def curves(history: Sequence[dict], title: str) -> Figure:
@@ -86,9 +117,9 @@ def confusion(matrix: np.ndarray, labels: Sequence[str]) -> Figure:
         colour = "white" if share[row, column] > 0.5 else "black"
         axes.text(column, row, count or "", ha="center", va="center", color=colour, fontsize=10)
     axes.grid(False)
-    ticks = range(len(labels))
-    axes.set_xticks(ticks, labels, rotation=45, ha="right")
-    axes.set_yticks(ticks, labels)
+    ticks, names = range(len(labels)), legible(labels)
+    axes.set_xticks(ticks, names, rotation=45, ha="right")
+    axes.set_yticks(ticks, names)
     axes.set(xlabel="answer", ylabel="true class", title="Images per true class and answer")
     return figure
 
@@ -161,7 +192,7 @@ def pictures(images: np.ndarray, titles: Sequence[str], columns: int = 8) -> Fig
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in panels:
         axes.axis("off")
-    for axes, image, title in zip(panels, images, titles, strict=False):
+    for axes, image, title in zip(panels, images, legible(titles), strict=False):
         axes.imshow(image.astype(np.uint8), interpolation="nearest")
         axes.set_title(title, fontsize=9)
     return figure
@@ -221,27 +252,29 @@ def steps(history: Sequence[dict], rates: Mapping[int, float], title: str) -> Fi
     return figure
 
 
-def rejection(scores: np.ndarray, right: np.ndarray) -> Figure:
-    """Accuracy of the answers that are kept, against the share of them, by falling score (N,)."""
+def accuracy_coverage(scores: np.ndarray, correct: np.ndarray) -> Figure:
+    """Selective accuracy against coverage, by falling score (N,); `correct` is (N,) bool."""
     kept = np.arange(1, len(scores) + 1)
-    accuracy = right[np.argsort(-scores)].cumsum() / kept
+    accuracy = correct[np.argsort(-scores)].cumsum() / kept
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     axes.plot(100 * kept / len(scores), 100 * accuracy, color=BLUE)
     axes.axvline(95, color=GREY, linestyle=":", label="where the threshold is set")
     low = 100 * accuracy[len(scores) // 10 :].min()
-    axes.set(xlabel="answers kept (%)", ylabel="of them right (%)", ylim=(low - 2, 101))
+    axes.set(xlabel="coverage (%)", ylabel="selective accuracy (%)", ylim=(low - 2, 101))
     axes.legend()
     return figure
 
 
-def scatter(points: np.ndarray, numbers: np.ndarray, labels: Sequence[str]) -> Figure:
+def scatter(points: np.ndarray, class_ids: np.ndarray, labels: Sequence[str]) -> Figure:
     """Points (N, 2), each in the colour and with the marker of its class."""
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
-    for number, (label, marker) in enumerate(zip(labels, cycle("osD^vPX*"), strict=False)):
-        x, y = points[numbers == number].T
-        axes.scatter(x, y, 22, MANY[number % len(MANY)], marker, label=label, alpha=0.7, lw=0)
+    for class_id, (label, marker) in enumerate(
+        zip(legible(labels), cycle("osD^vPX*"), strict=False)
+    ):
+        x, y = points[class_ids == class_id].T
+        axes.scatter(x, y, 22, MANY[class_id % len(MANY)], marker, label=label, alpha=0.7, lw=0)
     axes.set(xlabel="first principal component", ylabel="second principal component")
     figure.legend(loc="outside right upper")
     return figure

@@ -1,6 +1,58 @@
-"""`python -m training.train`: see training/cifar10/train.py."""
+"""Train a recipe on CIFAR-10: `python -m training.train fast94 --seed 1`.
 
-from training.cifar10.train import main
+By default 45,000 images train and 5,000 validate; --final trains on all 50,000 and measures
+the 10,000 test images once, at the end. The run is kept in runs/RECIPE-seedN[-final]. The same
+command continues a run that was interrupted, and repeats the result of one that is finished.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import training
+from training.cifar10 import recipes
+from training.cifar10.data import DataError
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Train a recipe on CIFAR-10.")
+    parser.add_argument("recipe", choices=recipes.names())
+    parser.add_argument("--seed", type=int, default=0, help="of everything random (%(default)s)")
+    parser.add_argument("--epochs", type=float, help="instead of the recipe's own number")
+    parser.add_argument(
+        "--final", action="store_true", help="train on all 50,000 images, measure on the test set"
+    )
+    parser.add_argument("--data", help="directory of cifar-10-batches-py, default $CIFAR10_DIR")
+    parser.add_argument(
+        "--output", type=Path, help="directory of the run, default runs/RECIPE-seedN[-final]"
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_arguments()
+    training.import_keras()
+    from training.checkpoint import RunError
+    from training.cifar10.train import run_recipe
+
+    try:
+        result = run_recipe(
+            args.recipe,
+            recipes.load(args.recipe),
+            seed=args.seed,
+            final=args.final,
+            epochs=args.epochs,
+            data=args.data,
+            run=args.output,
+            started=training.STARTED,
+        )
+    except (DataError, RunError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("\nStopped. The same command continues after the last finished epoch.")
+    print(json.dumps(result, indent=2))
+
 
 if __name__ == "__main__":
     main()

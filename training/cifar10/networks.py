@@ -12,6 +12,8 @@ from keras import layers, ops
 
 from training.cifar10.data import CIFAR10_MEAN, CIFAR10_STD
 
+Tensor = keras.KerasTensor
+
 
 def vgg(
     blocks: int = 3,
@@ -32,7 +34,7 @@ def vgg(
     """
     penalty = keras.regularizers.L2(l2) if l2 else None
 
-    def then_batch_norm(x):
+    def then_batch_norm(x: Tensor) -> Tensor:
         return BatchNorm()(x) if batch_norm else x
 
     inputs = keras.Input((32, 32, 3))
@@ -73,7 +75,7 @@ def fast_vgg(
     by 1/9. Works on images of any side from 16 pixels. Call `initialise` before training.
     """
 
-    def norm_gelu(x):
+    def norm_gelu(x: Tensor) -> Tensor:
         return gelu(BatchNorm(scale=False, momentum=0.6, epsilon=1e-5)(x))
 
     inputs = keras.Input((None, None, 3))
@@ -96,7 +98,7 @@ def fast_vgg(
     return keras.Model(inputs, logits, name="fast_vgg")
 
 
-def gelu(x):
+def gelu(x: Tensor) -> Tensor:
     """GELU in its sigmoid form, x * sigmoid(1.702 x) (Hendrycks & Gimpel, arXiv:1606.08415).
 
     `python -m benchmarks.training.step` shows what it saves against the exact form.
@@ -111,7 +113,7 @@ class BatchNorm(layers.BatchNormalization):
     what it saves.
     """
 
-    def call(self, inputs, training=None):
+    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         if keras.backend.backend() != "tensorflow" or len(inputs.shape) != 4:
             return super().call(inputs, training=training)
         import tensorflow as tf
@@ -175,7 +177,7 @@ def dirac_kernel(shape: Sequence[int], rng: np.random.Generator) -> np.ndarray:
     return kernel
 
 
-def _normalise(inputs, mean: Sequence[float], std: Sequence[float]):
+def _normalise(inputs: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     variance = [value**2 for value in std]
     layer = layers.Normalization(
         mean=list(mean), variance=variance, dtype="float32", name="normalise"

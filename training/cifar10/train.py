@@ -1,21 +1,17 @@
-"""Train a recipe on CIFAR-10: `python -m training.train fast94 --seed 1`.
+"""Train a recipe on CIFAR-10, in a directory that keeps the run; the command is training/train.py.
 
-By default 45,000 images train and 5,000 validate; --final trains on all 50,000 and measures
-the 10,000 test images once, at the end. Writes checkpoint.npz after each epoch, history.csv,
-curves.png and result.json to runs/RECIPE-seedN[-final]. The same command continues a run that
-was interrupted, and repeats the result of one that is finished.
+A run's directory holds checkpoint.npz, written after each epoch, history.csv, curves.png and, at
+the end, result.json. An interrupted run goes on from it; a finished one is read.
 """
 
-import argparse
 import csv
 import datetime
 import json
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
-from math import ceil
+from math import ceil, inf
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +19,6 @@ import keras
 import numpy as np
 from tqdm import tqdm
 
-import training
 from training import augment, metrics, plots
 from training.augment import Augmentation
 from training.checkpoint import (
@@ -35,7 +30,7 @@ from training.checkpoint import (
     versions,
 )
 from training.cifar10 import recipes
-from training.cifar10.data import LABELS, DataError, Split, load_cifar10, split_validation
+from training.cifar10.data import LABELS, Split, load_cifar10, split_validation
 from training.cifar10.recipes import Recipe
 from training.files import replacing
 
@@ -60,10 +55,10 @@ def train(
     """
     started = time.perf_counter() if started is None else started
     images, labels = data
-    epochs = epochs or recipe.epochs
+    epochs = recipe.epochs if epochs is None else epochs
     batch_size = min(recipe.batch_size, len(images))
     steps_per_epoch = len(images) // batch_size
-    total_steps = ceil(steps_per_epoch * epochs)
+    total_steps = steps_in(epochs, steps_per_epoch)
 
     network = build(recipe, images, seed, steps_per_epoch, epochs)
     averages = {"lookahead": network.get_weights()} if recipe.lookahead else {}
@@ -80,28 +75,38 @@ def train(
 
     bar = tqdm(total=total_steps * batch_size, initial=state.step * batch_size, unit="img")
     for epoch in range(first, ceil(epochs)):
-        side = side_of_epoch(recipe, epoch)
-        if epoch == first or side != side_of_epoch(recipe, epoch - 1):
+        image_size = image_size_of_epoch(recipe, epoch)
+        if epoch == first or image_size != image_size_of_epoch(recipe, epoch - 1):
             network.make_train_function(force=True)  # one graph per image size: fixed shapes
-            resized = augment.resize(images, side)
-        steps = min(steps_per_epoch, total_steps - state.step)
-        how = augmentation_of_epoch(recipe, epoch, epochs)
-        batches = batches_of_epoch(resized, labels, how, batch_size, epoch, seed)
+            resized = augment.resize(images, image_size)
+        augmentation = augmentation_of_epoch(recipe, epoch, epochs)
+        batches = batches_of_epoch(resized, labels, augmentation, batch_size, epoch, seed)
         bar.set_description(f"epoch {epoch + 1}/{ceil(epochs)}")
-        figures = train_steps(network, islice(batches, steps), after_step, bar)
+        figures = train_steps(network, islice(batches, total_steps - state.step), after_step, bar)
         if recipe.lookahead and state.step == total_steps:
             network.set_weights(averages["lookahead"])
 
         figures |= validate(network, validation) if validation else {}
         state.epoch = epoch + 1
         state.seconds = round(before + time.perf_counter() - started, 1)
-        row = {"epoch": epoch + 1, "side": side, **figures, "seconds": state.seconds}
+        row = {"epoch": epoch + 1, "image_size": image_size, **figures, "seconds": state.seconds}
         state.history.append(row)
         save_checkpoint(run / CHECKPOINT, network, state, averages)
         write_history(run / HISTORY, state.history)
         tqdm.write("  ".join(f"{key} {value:.4g}" for key, value in row.items()))
     bar.close()
     return network, state
+
+
+def steps_in(epochs: float, steps_per_epoch: int) -> int:
+    """The optimizer steps of a training. Raises RunError where there is not one."""
+    if not 1 <= steps_per_epoch * epochs < inf:
+        least = ceil(1000 / steps_per_epoch) / 1000
+        raise RunError(
+            f"Cannot train for {epochs:g} epochs: an epoch has {steps_per_epoch} steps, "
+            f"so give a number of at least {least:g}."
+        )
+    return ceil(steps_per_epoch * epochs)
 
 
 def train_steps(
@@ -143,7 +148,7 @@ def build(
 def batches_of_epoch(
     images: np.ndarray,
     labels: np.ndarray,
-    how: Augmentation,
+    augmentation: Augmentation,
     batch_size: int,
     epoch: int,
     seed: int,
@@ -155,16 +160,16 @@ def batches_of_epoch(
     """
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(len(images))
-    mirrored = augment.flips(len(images), how, epoch, seed, rng)
+    mirrored = augment.flips(len(images), augmentation, epoch, seed, rng)
     one_hot = np.eye(len(LABELS), dtype=np.float32)
     for start in range(0, len(order) - batch_size + 1, batch_size):
         chosen = order[start : start + batch_size]
         batch = augment.flip(images[chosen], mirrored[chosen])
-        yield augment.augment(batch, how, rng), one_hot[labels[chosen]]
+        yield augment.augment(batch, augmentation, rng), one_hot[labels[chosen]]
 
 
-def side_of_epoch(recipe: Recipe, epoch: int) -> int:
-    """Pixels on a side of the training images in that epoch."""
+def image_size_of_epoch(recipe: Recipe, epoch: int) -> int:
+    """Width and height, in pixels, of the training images in that epoch."""
     return recipe.resolution[max(start for start in recipe.resolution if start <= epoch)]
 
 
@@ -213,16 +218,30 @@ def predict_views(network: keras.Model, images: np.ndarray) -> tuple[np.ndarray,
 
 def load_network(run: Path) -> tuple[keras.Model, dict[str, Any]]:
     """The trained network of a finished run and its result.json. Raises RunError."""
+    result = read_result(run)
     try:
-        result = json.loads((run / RESULT).read_text(encoding="utf-8"))
-    except OSError:
-        raise RunError(
-            f"{run} is not a finished run: it has no {RESULT}. Train it first."
-        ) from None
-    recipe = recipes.load(result["recipe"])
+        recipe = recipes.load(result["recipe"])
+    except ValueError as error:
+        raise RunError(f"{run}: {error}") from None
     network = build(recipe, np.zeros((1, 32, 32, 3), np.uint8), 0, 1, 1)
     restore_checkpoint(run / CHECKPOINT, network)
     return network, result
+
+
+def read_result(run: Path) -> dict[str, Any]:
+    """The result.json of a finished run. Raises RunError if there is none, or a damaged one."""
+    path = run / RESULT
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        if missing := {"recipe", "epochs", "date", "versions"} - set(result):
+            raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+    except FileNotFoundError:
+        raise RunError(f"{run} has no {RESULT}: it is not finished. Train it first.") from None
+    except (OSError, ValueError, TypeError) as error:
+        raise RunError(
+            f"{path} is damaged: {error}. Remove it, and train again to write it anew."
+        ) from error
+    return result
 
 
 def write_history(path: Path, history: list[dict[str, float]]) -> None:
@@ -230,26 +249,6 @@ def write_history(path: Path, history: list[dict[str, float]]) -> None:
         writer = csv.DictWriter(file, history[0], lineterminator="\n")
         writer.writeheader()
         writer.writerows(history)
-
-
-def main() -> None:
-    args = parse_arguments()
-    try:
-        result = run_recipe(
-            args.recipe,
-            recipes.load(args.recipe),
-            seed=args.seed,
-            final=args.final,
-            epochs=args.epochs,
-            data=args.data,
-            run=args.output,
-            started=training.STARTED,
-        )
-    except (DataError, RunError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("\nStopped. The same command continues after the last finished epoch.")
-    print(json.dumps(result, indent=2))
 
 
 def run_recipe(
@@ -270,7 +269,7 @@ def run_recipe(
     """
     run = run or directory(name, seed, final)
     if (run / RESULT).exists():
-        return finished(run, epochs or recipe.epochs)
+        return finished(run, recipe.epochs if epochs is None else epochs)
     images, test = load_cifar10(data)
     images, validation = (images, None) if final else split_validation(*images)
     network, state = train(
@@ -303,7 +302,7 @@ def directory(name: str, seed: int, final: bool) -> Path:
 
 def finished(run: Path, epochs: float) -> dict[str, Any]:
     """The result of a finished run. Raises RunError if it was one of other length."""
-    result = json.loads((run / RESULT).read_text(encoding="utf-8"))
+    result = read_result(run)
     if result["epochs"] != epochs:
         raise RunError(
             f"{run} holds a finished run of {result['epochs']:g} epochs, not {epochs:g}. "
@@ -311,22 +310,3 @@ def finished(run: Path, epochs: float) -> dict[str, Any]:
         )
     print(f"{run} is finished; remove it to train again.")
     return result
-
-
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Train a recipe on CIFAR-10.")
-    parser.add_argument("recipe", choices=recipes.names())
-    parser.add_argument("--seed", type=int, default=0, help="of everything random (%(default)s)")
-    parser.add_argument("--epochs", type=float, help="instead of the recipe's own number")
-    parser.add_argument(
-        "--final", action="store_true", help="train on all 50,000 images, measure on the test set"
-    )
-    parser.add_argument("--data", help="directory of cifar-10-batches-py, default $CIFAR10_DIR")
-    parser.add_argument(
-        "--output", type=Path, help="directory of the run, default runs/RECIPE-seedN[-final]"
-    )
-    return parser.parse_args()
-
-
-if __name__ == "__main__":
-    main()

@@ -77,7 +77,7 @@ def draw(
     figures = {
         "Confusion": plots.confusion(matrix, labels),
         "Calibration": plots.reliability({"test photos": bins}),
-        "Rejection": plots.rejection(answers.scores, best == numbers),
+        "Rejection": plots.accuracy_coverage(answers.scores, best == numbers),
     }
     wrong = np.flatnonzero(best != numbers)
     worst = wrong[np.argsort(-confidence[wrong])][:16]

@@ -1,13 +1,18 @@
 """Recipes: one module each, holding one declaration named `recipe` under its evidence."""
 
+from __future__ import annotations  # the names of recipes are known without importing Keras
+
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-import keras
+if TYPE_CHECKING:
+    import keras
+    import numpy as np
 
-from training.augment import Augmentation
+    from training.augment import Augmentation
 
 
 @dataclass(frozen=True)
@@ -19,7 +24,7 @@ class Recipe:
     epochs: float
     batch_size: int
     augmentation: Augmentation
-    initialise: Callable[[keras.Model, "np.ndarray", int], None] | None = None  # noqa: F821
+    initialise: Callable[[keras.Model, np.ndarray, int], None] | None = None
     sharp_epochs: int = 0  # at the end, without rotation and shift, which blur
     label_smoothing: float = 0.0
     lookahead: int = 0  # steps between two averagings of the weights; 0 for none
