@@ -1,45 +1,195 @@
+import io
 import json
 import math
+import re
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import keras
 import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.quality.resize_policy import cut_to
-from benchmarks.serving.__main__ import OURS, ratios
+from benchmarks import common
+from benchmarks.quality import photos_in_the_wild, resize_policy
+from benchmarks.robustness.hostile_files import GENERATORS
+from benchmarks.serving import report as serving
+from benchmarks.serving.comparison import OURS, Comparison, Measured
 from benchmarks.serving.load import Load, family, started, wait_until_idle
-from benchmarks.training import __main__ as training
-from benchmarks.training.__main__ import gflop_an_image
-from tests.support import ROOT
+from benchmarks.training import report as training
+from benchmarks.training.speed import gflop_per_image
+from rest_api.classifier import Prediction, load_model
+from rest_api.settings import DEFAULT_MODEL
+from tests.support import ROOT, error_of
 from training.cifar10 import recipes
+from training.photos.inspect import PhotosError
+
+COMMANDS = [
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__")
+    for path in sorted((ROOT / "benchmarks").rglob("*.py"))
+    if "def main(" in path.read_text(encoding="utf-8")
+]
+LIST_HELP = """
+import contextlib, importlib, importlib.util, sys
+for name in sys.argv[1:]:
+    if importlib.util.find_spec(name).submodule_search_locations:
+        name += ".__main__"
+    sys.argv = [name, "--help"]
+    with contextlib.suppress(SystemExit):
+        importlib.import_module(name).main()
+        sys.exit(f"{name} ignores --help")
+slow = {"keras", "tensorflow", "matplotlib"} & sys.modules.keys()
+sys.exit(f"imported too early: {slow}" if slow else 0)
+"""
+
+
+def save(path: Path, colour: tuple[int, int, int] | None = None) -> None:
+    """A small picture of one colour, or of noise."""
+    rng = np.random.default_rng(len(str(path)))
+    noise = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (Image.new("RGB", (9, 6), colour) if colour else Image.fromarray(noise)).save(path)
+
+
+def cells_of(lines: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines.splitlines()]
+
+
+def test_every_benchmark_explains_itself_before_it_loads_anything_slow():
+    assert len(COMMANDS) > 12
+    command = [sys.executable, "-c", LIST_HELP, *COMMANDS]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count("usage: ") == len(COMMANDS)
+
+
+def test_tables_show_medians_with_their_extremes_and_means_with_their_deviation():
+    assert common.spread([3, 1, 2]) == "2.0 (1.0 to 3.0)"
+    assert common.mean_and_std([1, 2, 3], " %") == "2.00 ± 1.00 %"
+    assert common.mean_and_std([2], digits=1) == "2.0"
+    assert common.table(["a", "b"], [["x", "1"]]) == "| a | b |\n| --- | ---: |\n| x | 1 |"
+
+
+def test_fpr95_is_taken_where_95_percent_of_the_known_are_accepted():
+    known = np.arange(1, 101) / 100
+    assert common.fpr95(known, np.array([0.01, 0.04, 0.5, 0.9])) == 0.5
+
+
+class Thumb:
+    """A model of two classes that is as sure of `dog` as a picture is red."""
+
+    bundle = SimpleNamespace(labels=("cat", "dog"))
+
+    def classify(self, data: bytes) -> Prediction:
+        dog = Image.open(io.BytesIO(data)).getpixel((0, 0))[0] / 255
+        classes = sorted({"cat": 1 - dog, "dog": dog}.items(), key=lambda each: -each[1])
+        score = classes[0][1]
+        return Prediction(classes, score, score < 0.6, 0.0, 0.0)
+
+
+def test_photos_in_the_wild_are_counted_right_answered_and_told_from_others(tmp_path):
+    for number, red in enumerate((255, 204, 140, 51)):  # dog: 1.0, 0.8, 0.55, 0.2
+        save(tmp_path / "photos" / "dog" / f"{number}.png", (red, 0, 0))
+    save(tmp_path / "photos" / "cat" / "0.png", (0, 0, 0))
+    for number, red in enumerate((255, 204, 128)):
+        save(tmp_path / "others" / "below" / f"{number}.png", (red, 0, 0))
+    rows = photos_in_the_wild.rows(Thumb(), tmp_path / "photos", [tmp_path / "others"])
+    table = {name: cells for name, *cells in rows}
+    assert table["right (accuracy)"] == ["5", "80.0%", "37.6% to 96.4%"]
+    assert table["right, cat"][:2] == ["1", "100.0%"]
+    assert table["right, dog"][:2] == ["4", "75.0%"]
+    assert table["answered (coverage)"][:2] == ["5", "80.0%"]
+    assert table["right of those answered (selective accuracy)"][:2] == ["4", "75.0%"]
+    gap = (abs(0.55 - 1) + abs(0.8 - 0.5) * 2) / 5  # of the bins of 0.55, 0.8 and 1.0
+    assert table["expected calibration error"][:2] == ["5", f"{gap:.1%}"]
+    assert table["others: answered"][:2] == ["3", "66.7%"]
+    assert table["others: answered at over 90%"][:2] == ["3", "33.3%"]
+    assert table["others: AUROC"][:2] == ["3", f"{(1 * 4 + 3 * 3 + 5 * 2) / 30:.3f}"]
+    assert table["others: FPR95"][:2] == ["3", "66.7%"]
+
+
+def test_photos_in_the_wild_pool_several_folders_of_other_things(tmp_path):
+    save(tmp_path / "photos" / "dog" / "0.png", (255, 0, 0))
+    save(tmp_path / "photos" / "cat" / "0.png", (0, 0, 0))
+    for name in ("food", "scenes"):
+        save(tmp_path / name / "0.png", (128, 0, 0))
+    others = [tmp_path / "food", tmp_path / "scenes"]
+    rows = list(photos_in_the_wild.rows(Thumb(), tmp_path / "photos", others))
+    answered = {name: n for name, n, *_ in rows if name.endswith(": answered")}
+    assert answered == {"all others: answered": "2", "food: answered": "1", "scenes: answered": "1"}
+
+
+@pytest.mark.parametrize("module", ["photos_in_the_wild", "resize_policy"])
+def test_folders_that_are_no_class_of_the_bundle_are_one_clear_error(tmp_path, module):
+    for name in ("cat", "teapot"):
+        save(tmp_path / name / "0.png")
+    error = error_of(f"benchmarks.quality.{module}", tmp_path)
+    assert error.endswith("truck), not teapot.")
+
+
+def test_a_file_that_is_no_photo_is_named(tmp_path):
+    (tmp_path / "notes.txt").write_text("no photo")
+    model = load_model(DEFAULT_MODEL)
+    with pytest.raises(PhotosError, match="This is not an image"):
+        photos_in_the_wild.classify(model, [tmp_path / "notes.txt"])
+    with pytest.raises(PhotosError, match="This is not an image"):
+        resize_policy.predicted(model, [(tmp_path / "notes.txt", 0)])
 
 
 def test_photos_are_cut_to_the_shape_of_cameras():
     square = Image.new("RGB", (224, 224))
-    assert cut_to(square, 4 / 3).size == (224, 168)
-    assert cut_to(square, 3 / 4).size == (168, 224)
+    assert resize_policy.cut_to(square, 4 / 3).size == (224, 168)
+    assert resize_policy.cut_to(square, 3 / 4).size == (168, 224)
 
 
 def test_resize_policies_agree_on_square_photos(tmp_path):
-    rng = np.random.default_rng(0)
     for label in ("airplane", "automobile"):
-        (tmp_path / label).mkdir()
-        for i in range(3):
-            pixels = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(tmp_path / label / f"{i}.png")
+        for number in range(3):
+            save(tmp_path / label / f"{number}.png")
     command = [sys.executable, "-m", "benchmarks.quality.resize_policy", str(tmp_path)]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    rows = [line.split("|")[1:-1] for line in run.stdout.splitlines()]
-    assert rows[0] == [" 6 photos, cut to ", " squash ", " crop ", " pad "]
-    square = next(row for row in rows if row[0] == " 1:1 ")
-    assert len(set(square[1:])) == 1
-    scales = {name.strip(): others.strip() for name, _, others in (r for r in rows if len(r) == 3)}
-    assert scales["4 or more"] == scales["1 or more"] == "0.0%"  # a PNG is decoded in full
+    rows = cells_of(run.stdout)
+    assert rows[0] == [
+        "6 photos",
+        "stretch (`squash`)",
+        "center crop (`crop`)",
+        "letterbox (`pad`)",
+    ]
+    for name in ("as they are", "1:1"):
+        (square,) = (row for row in rows if row and row[0] == name)
+        assert len(set(square[1:])) == 1
+    differs = {row[0]: row[2] for row in rows if len(row) == 3}
+    assert differs["4 or more"] == differs["1 or more"] == "0.0%"  # a PNG is decoded in full
+
+
+def test_resize_policies_keep_one_photo_in_memory_at_a_time(tmp_path, monkeypatch):
+    files = [(tmp_path / f"{number}.png", 0) for number in range(5)]
+    for path, _ in files:
+        save(path)
+    alive, most = weakref.WeakSet(), 0
+    decode = resize_policy.decode
+
+    def watched(*args) -> Image.Image:
+        nonlocal most
+        alive.add(image := decode(*args))
+        most = max(most, len(alive))
+        return image
+
+    monkeypatch.setattr(resize_policy, "decode", watched)
+    resize_policy.predicted(load_model(DEFAULT_MODEL), files)
+    assert most <= 1 + len(resize_policy.SCALES)
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_a_hostile_file_can_be_made_again(name):
+    files = {GENERATORS[name](np.random.default_rng([0, number])) for number in range(20)}
+    again = {GENERATORS[name](np.random.default_rng([0, number])) for number in range(20)}
+    assert files == again
+    assert len(files) > 10
 
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="processes are found in /proc")
@@ -77,17 +227,48 @@ def test_load_begins_when_the_server_has_done_with_the_one_before(tmp_path):
         process.wait()
 
 
-def test_servers_are_compared_within_a_round():
-    def seen(rate: float, p50: float) -> dict:
-        return {("photo", 16): Load(int(10 * rate), 10.0, 0, 0, p50, p50)}
+def measured(throughput: float, p50: float, connections: int = 16) -> Measured:
+    """A server that answered that many requests per second."""
+    load = Load(int(10 * throughput), 10.0, 0, 0, p50, p50)
+    return Measured(0.5, {connections: 100}, {("photo", connections): load})
 
+
+def test_servers_are_compared_within_a_round():
     rounds = [
-        {OURS: seen(1000, 2), "other": seen(100, 20)},
-        {OURS: seen(500, 4), "other": seen(50, 60)},  # a slow minute for both
+        {OURS: measured(1000, 2), "other": measured(100, 20)},
+        {OURS: measured(500, 4), "other": measured(50, 60)},  # a slow minute for both
     ]
-    assert ratios(rounds, "other", ("photo", 16)) == ([10, 10], [10, 15])
-    rounds = [{OURS: seen(1000, 2), "other": seen(0, 0)}]
-    assert ratios(rounds, "other", ("photo", 16)) == ([math.inf], [math.inf])
+    assert serving.ratios(rounds, "other", ("photo", 16)) == ([10, 10], [10, 15])
+    rounds = [{OURS: measured(1000, 2), "other": measured(0, 0)}]
+    assert serving.ratios(rounds, "other", ("photo", 16)) == ([math.inf], [math.inf])
+
+
+def test_a_latency_that_is_mostly_of_refusals_is_not_compared():
+    refused = Load(100, 10.0, 11, 0, 1.0, 1.0)
+    rounds = [{OURS: measured(10, 2), "other": Measured(0.5, {}, {("photo", 16): refused})}]
+    assert list(serving.compared(rounds)) == [["photo, 16", "other", "1.1 (1.1 to 1.1)", "refused"]]
+
+
+def test_headings_of_the_page_on_serving_are_those_that_its_command_writes():
+    ours = Measured(0.5, dict.fromkeys((1, 4, 16, 64), 100), measured(1000, 2).loads)
+    stages = ("parse", "decode", "resize", "infer", "route, encode", "all")
+    seen = Comparison([{OURS: ours}], [{"photo": 2000.0}], {OURS: 180.0})
+    written = "\n\n".join(serving.sections(seen, {"photo": dict.fromkeys(stages, 1.0)}))
+    page = (ROOT / "benchmarks" / "serving" / "README.md").read_text(encoding="utf-8")
+
+    def words(text: str) -> list[str]:
+        """All lines but the rows of tables, and that with the date."""
+        heads = re.sub(r"(?<=---: \|\n)(\|.*\n?)+", "", text).splitlines()
+        return [line for line in heads if line and "cores, which" not in line]
+
+    assert words(written) == words(page)
+
+
+def test_page_on_training_tells_the_recorded_runs(monkeypatch):
+    monkeypatch.setattr(training, "speeds", lambda rounds: [])
+    page = (ROOT / "benchmarks" / "training" / "README.md").read_text(encoding="utf-8")
+    for section in training.sections(1)[1:]:  # the first has the date
+        assert section in page
 
 
 def test_arithmetic_of_a_network_is_that_of_its_products():
@@ -100,12 +281,12 @@ def test_arithmetic_of_a_network_is_that_of_its_products():
         ]
     )
     products = 8 * 8 * (3 * 3 * 3) * 4 + (8 * 8 * 4) * 10
-    assert gflop_an_image(network, 8) == pytest.approx(3 * 2 * products / 1e9)
+    assert gflop_per_image(network, 8) == pytest.approx(3 * 2 * products / 1e9)
 
 
-def test_arithmetic_of_the_fast_network_is_counted_at_its_side():
+def test_arithmetic_of_the_fast_network_is_counted_at_its_image_size():
     network = recipes.load("fast94").network()
-    assert gflop_an_image(network, 32) > 1.5 * gflop_an_image(network, 24) > 0.1
+    assert gflop_per_image(network, 32) > 1.5 * gflop_per_image(network, 24) > 0.1
 
 
 def test_minutes_to_an_accuracy_are_those_of_all_seeds_that_reached_it(tmp_path, monkeypatch):
@@ -114,17 +295,17 @@ def test_minutes_to_an_accuracy_are_those_of_all_seeds_that_reached_it(tmp_path,
     (tmp_path / "fast-seed0.csv").write_text(head + "1,0.5,60\n2,0.9,120\n3,0.95,180\n")
     (tmp_path / "fast-seed1.csv").write_text(head + "1,0.6,60\n2,0.8,180\n3,0.91,240\n")
     (tmp_path / "fast-seed0-final.csv").write_text("epoch,seconds\n1,60\n")
-    assert training.reached("fast", 0.90) == [(2, 2), (4, 3)]
-    assert training.reached("fast", 0.95) == [(3, 3), None]
+    assert training.time_to_validation("fast", 0.90) == [(2, 2), (4, 3)]
+    assert training.time_to_validation("fast", 0.95) == [(3, 3), None]
     assert training.cell([(2, 2), (4, 3)]) == "3.00 ± 1.41 (2, 3)"
     assert training.cell([(3, 3), None]) == "3.00 (3, –)"
     assert training.cell([None, None]) == "–"
 
 
-def test_test_images_count_at_the_end_of_the_runs_that_have_seen_them(tmp_path, monkeypatch):
+def test_test_images_count_at_the_end_of_the_runs_that_measured_them(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "RECORDS", tmp_path)
     for seed, accuracy in enumerate((0.95, 0.93)):
         result = {"accuracy_tta": accuracy, "seconds": 60, "epochs": 10.0}
         (tmp_path / f"fast-seed{seed}-final.json").write_text(json.dumps(result))
     (tmp_path / "fast-seed0.json").write_text(json.dumps({"accuracy_tta": 0.99}))
-    assert training.ended_at("fast", 0.94) == [(1, 10), None]
+    assert training.time_to_test("fast", 0.94) == [(1, 10), None]

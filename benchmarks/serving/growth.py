@@ -1,24 +1,24 @@
-"""How the cost of an answer grows: `python -m benchmarks.serving.growth`.
+"""How the cost of a prediction grows: `python -m benchmarks.serving.growth`.
 
-With the size of the photo, the images in one call of the network, the connections that ask at the
-same time, and the processes that answer. Prints a table of each and draws images/growth_*.png.
-Needs wrk.
+With the size of the photo, the images in one call of the network, the connections that send at the
+same time, and the server's processes. Prints a table of each and draws images/growth_*.png. Needs
+wrk.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
 
-from benchmarks.serving.__main__ import table
-from benchmarks.serving.latency import jpeg_of_a_phone, milliseconds
-from benchmarks.serving.load import FROG, ROOT, need_wrk, ours, serving, wrk
+from benchmarks.common import FROG, ROOT, command_line, milliseconds, table
+from benchmarks.serving.load import need_wrk, own_server, phone_photo, serving, wrk
 from rest_api.bundle import load_bundle
 from rest_api.engine import load_engine
 from rest_api.images import decode, to_square
 from rest_api.settings import DEFAULT_MODEL
-from training import plots
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 WIDTHS = (400, 800, 1600, 3200, 6400)  # pixels, of photos of 4:3
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
@@ -32,7 +32,7 @@ Lines = Mapping[str, Sequence[float]]
 def by_pixels() -> tuple[list[float], Lines]:
     """Milliseconds to make a JPEG the network's input, by its megapixels."""
     side = load_bundle(DEFAULT_MODEL).input_size
-    photos = [jpeg_of_a_phone(width, width * 3 // 4) for width in WIDTHS]
+    photos = [phone_photo(width, width * 3 // 4) for width in WIDTHS]
 
     def median(photo: bytes, decoded_for: int) -> float:
         times = milliseconds(lambda: to_square(decode(photo, decoded_for), side, "pad"), 15)
@@ -59,9 +59,9 @@ def by_batch() -> tuple[list[float], Lines]:
 
 
 def by_connections() -> tuple[list[float], Lines]:
-    """Milliseconds until an answer, by the connections that ask, each again when answered."""
+    """Latency in milliseconds, by the connections that send, on each again when answered."""
     loads = []
-    with serving(ours("--queue", str(max(CONNECTIONS)))) as (address, _):
+    with serving(own_server("--queue", str(max(CONNECTIONS)))) as (address, _):
         for number in (CONNECTIONS[0], *CONNECTIONS):  # the first time is to warm up
             loads.append(wrk(f"{address}/predict", FROG.read_bytes(), number, SECONDS))
     return list(CONNECTIONS), {
@@ -71,19 +71,24 @@ def by_connections() -> tuple[list[float], Lines]:
 
 
 def by_workers() -> tuple[list[float], Lines]:
-    """Answers a second at 16 connections, by the server's processes."""
-    rates = {"256-pixel JPEG": FROG.read_bytes(), "12-megapixel JPEG": jpeg_of_a_phone()}
-    lines: dict[str, list[float]] = {name: [] for name in rates}
+    """Throughput in requests per second at 16 connections, by the server's processes."""
+    images = {"256-pixel JPEG": FROG.read_bytes(), "12-megapixel JPEG": phone_photo()}
+    lines: dict[str, list[float]] = {name: [] for name in images}
     for number in WORKERS:
-        with serving(ours("--workers", str(number))) as (address, _):
-            for name, image in rates.items():
+        with serving(own_server("--workers", str(number))) as (address, _):
+            for name, image in images.items():
                 wrk(f"{address}/predict", image, 16, 1)
-                lines[name].append(wrk(f"{address}/predict", image, 16, SECONDS).per_second)
+                lines[name].append(wrk(f"{address}/predict", image, 16, SECONDS).throughput)
     return list(WORKERS), lines
 
 
-def draw(x: Sequence[float], lines: Lines, x_label: str, y_label: str) -> Figure:
+def draw(x: Sequence[float], lines: Lines, x_label: str, y_label: str) -> "Figure":
     """A line for each name, on log scales; what hardly varies, on a linear one from zero."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    from training import plots
+
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for (name, y), colour, marker in zip(
@@ -108,12 +113,15 @@ def draw(x: Sequence[float], lines: Lines, x_label: str, y_label: str) -> Figure
 
 
 def main() -> None:
+    command_line(__doc__).parse_args()
     need_wrk()
+    from training import plots
+
     for name, measure, x_label, y_label in (
         ("pixels", by_pixels, "megapixels", "decode and resize (ms)"),
         ("batch", by_batch, "images in a call", "network, for each image (ms)"),
-        ("connections", by_connections, "connections", "answer (ms)"),
-        ("workers", by_workers, "processes", "answers a second"),
+        ("connections", by_connections, "connections", "latency (ms)"),
+        ("workers", by_workers, "processes", "throughput (requests/s)"),
     ):
         x, lines = measure()
         rows = [

@@ -1,11 +1,14 @@
 """Servers started as their users start them, and load on them by wrk (`apt install wrk`)."""
 
+import http.client
+import io
 import json
 import os
 import re
 import shutil
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -16,16 +19,20 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
-FROG = ROOT / "rest_api" / "frog.jpg"
+import numpy as np
+from PIL import Image
+
+from benchmarks.common import FROG, ROOT
+
 BOUNDARY = "benchmark"
+FORM = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
 
 # What wrk sends, and what it prints at its end: microseconds and counts.
 SCRIPT = """
 local file = io.open("{body}", "rb")
 wrk.method = "POST"
 wrk.body = file:read("*a")
-wrk.headers["Content-Type"] = "multipart/form-data; boundary={boundary}"
+wrk.headers["Content-Type"] = "{form}"
 function done(summary, latency)
   io.write(string.format(
     '{{"requests": %d, "seconds": %f, "refused": %d, "failed": %d, "p50": %f, "p99": %f}}\\n',
@@ -38,18 +45,55 @@ end
 
 @dataclass(frozen=True)
 class Load:
-    """What wrk saw; `refused` are answers above 399, `failed` got none. Milliseconds."""
+    """What wrk measured: latencies of all responses, refusals too, in milliseconds."""
 
     requests: int
     seconds: float
-    refused: int
-    failed: int
+    refused: int  # responses of a status above 399
+    failed: int  # requests without a response
     p50: float
     p99: float
 
     @property
-    def per_second(self) -> float:
+    def throughput(self) -> float:
+        """Answered requests per second."""
         return (self.requests - self.refused) / self.seconds
+
+
+# Of several rounds: the columns that `medians` makes.
+COLUMNS = ("throughput (requests/s)", "p50 (ms)", "p99 (ms)", "errors")
+
+
+def medians(rounds: Sequence[Load]) -> list[str]:
+    """The cells of a table's row: medians of the rounds, and all that was refused or failed."""
+    throughput, p50, p99 = (
+        statistics.median(getattr(load, name) for load in rounds)
+        for name in ("throughput", "p50", "p99")
+    )
+    errors = sum(load.failed + load.refused for load in rounds)
+    return [f"{throughput:,.0f}", f"{p50:.1f}", f"{p99:.1f}", f"{errors}"]
+
+
+def pictures() -> dict[str, bytes]:
+    """What is sent: a small PNG, a middling JPEG, a photo of a phone."""
+    small = io.BytesIO()
+    Image.open(FROG).resize((32, 32)).save(small, "PNG")
+    return {
+        "32-pixel PNG": small.getvalue(),
+        "256-pixel JPEG": FROG.read_bytes(),
+        "12-megapixel JPEG": phone_photo(),
+    }
+
+
+def phone_photo(width: int = 4000, height: int = 3000) -> bytes:
+    """A JPEG as large as a phone's: smooth shapes and the noise of a camera."""
+    rng = np.random.default_rng(0)
+    coarse = Image.fromarray(rng.integers(0, 256, (30, 40, 3), dtype=np.uint8))
+    smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)).astype(np.int16)
+    noisy = (smooth + rng.normal(0, 6, smooth.shape)).clip(0, 255).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noisy).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
 
 
 def multipart(image: bytes) -> bytes:
@@ -58,12 +102,34 @@ def multipart(image: bytes) -> bytes:
     return f"--{BOUNDARY}\r\n{head}\r\n\r\n".encode() + image + f"\r\n--{BOUNDARY}--\r\n".encode()
 
 
+def post(connection: http.client.HTTPConnection, image: bytes) -> int:
+    """POST an image to /predict; returns the status once the whole response is there."""
+    connection.request("POST", "/predict", multipart(image), FORM)
+    response = connection.getresponse()
+    response.read()
+    return response.status
+
+
+def first_response(connection: http.client.HTTPConnection, image: bytes) -> float:
+    """Seconds until a server that has just been started answers."""
+    start = time.perf_counter()
+    while time.perf_counter() - start < 30:
+        try:
+            if (status := post(connection, image)) != 200:
+                raise RuntimeError(f"the first response has the status {status}")
+            return time.perf_counter() - start
+        except OSError:
+            connection.close()
+            time.sleep(0.005)
+    raise RuntimeError("no response in 30 seconds")
+
+
 def wrk(url: str, image: bytes, connections: int, seconds: float) -> Load:
-    """POST an image from so many connections, each as fast as it is answered."""
+    """POST an image on so many connections, on each again as soon as it is answered."""
     with tempfile.TemporaryDirectory() as folder:
         body, script = Path(folder, "body"), Path(folder, "script.lua")
         body.write_bytes(multipart(image))
-        script.write_text(SCRIPT.format(body=body, boundary=BOUNDARY))
+        script.write_text(SCRIPT.format(body=body, form=FORM["Content-Type"]))
         options = ["-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--timeout", "30s"]
         run = subprocess.run(
             ["wrk", *options, "-s", str(script), url], capture_output=True, text=True, check=True
@@ -120,7 +186,7 @@ def wait_for(url: str) -> None:
             time.sleep(0.02)
 
 
-def ours(*options: str) -> list[str]:
+def own_server(*options: str) -> list[str]:
     """The command that starts this project's server."""
     return [sys.executable, "rest_api/app.py", "--port", "{port}", "--drain", "0", *options]
 

@@ -1,0 +1,89 @@
+"""OOD scores that are compared with the served ones of training.ood, but not served themselves.
+
+Each function makes a score, the larger the more like the known photos, from features and logits.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import keras
+import numpy as np
+from keras import ops
+
+from benchmarks.common import fpr95
+from training import metrics
+from training.ood import Known, Score, linear, mahalanobis
+from training.photos.inspect import Photo, split
+from training.photos.tuning import best_penalty, fit_heads
+
+
+def probability(known: Known) -> Score:
+    """The probability of the best class (Hendrycks & Gimpel 2017, arXiv:1610.02136)."""
+    return lambda features, logits: ops.max(ops.softmax(logits), -1)
+
+
+def energy(known: Known) -> Score:
+    """The log of the summed exponentials of the logits (Liu et al. 2020, arXiv:2010.03759)."""
+    return lambda features, logits: ops.logsumexp(logits, -1)
+
+
+def cosine(known: Known) -> Score:
+    """The cosine between the nearest class and the photo, as seen from the mean of all photos.
+
+    After Techapanurak, Suganuma & Okatani 2019 (arXiv:1905.10628), who train for it, too.
+    """
+    mean = known.features.mean(0)
+    directions = known.centroids - mean
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+
+    def score(features, logits):
+        # |f - m|² = |f|² - 2 f·m + |m|²
+        lengths = linear(-2 * mean[:, None], mean @ mean, "from_the_mean")(features)[:, 0]
+        lengths = ops.sqrt(ops.maximum(lengths + ops.sum(ops.square(features), -1), 1e-6))
+        along = linear(directions.T, -directions @ mean, "along_the_classes")(features)
+        return ops.max(along, -1) / lengths
+
+    return score
+
+
+SCORES: dict[str, Callable[[Known], Score]] = {
+    "probability": probability,
+    "energy": energy,
+    "cosine": cosine,
+    "mahalanobis": mahalanobis,
+}
+
+
+def scorer(head: keras.Model, known: Known) -> keras.Model:
+    """A network from features to every score."""
+    inputs = keras.Input(head.input_shape[1:])
+    logits = head(inputs)
+    return keras.Model(inputs, {name: fit(known)(inputs, logits) for name, fit in SCORES.items()})
+
+
+def judge(
+    photos: Sequence[Photo], features: np.ndarray, others: Mapping[str, np.ndarray], seed: int
+) -> dict[tuple[str, str], tuple[float, float]]:
+    """AUROC and FPR95 by OOD set and score, of a head trained on one split of the photos.
+
+    `features` (N, views, D) are those of the photos, `others` (M, D) those of each OOD set. AUROC
+    is that of the test photos, the threshold of FPR95 that of the validation photos.
+    """
+    labels = sorted({photo.label for photo in photos})
+    class_ids = np.array([labels.index(photo.label) for photo in photos])
+    row = {photo.digest: i for i, photo in enumerate(photos)}
+    parts = {part: [row[p.digest] for p in some] for part, some in split(photos, seed).items()}
+    train, validation, test = parts["train"], parts["validation"], parts["test"]
+    heads = fit_heads(features[train], class_ids[train], seed)
+    best = best_penalty(heads, features[validation][:, 0], class_ids[validation])
+    network = scorer(heads[best], Known(features[train][:, 0], class_ids[train]))
+
+    def scores_of(vectors: np.ndarray) -> dict[str, np.ndarray]:
+        return network.predict(vectors, verbose=0)
+
+    checked, tested = (scores_of(features[part][:, 0]) for part in (validation, test))
+    verdicts = {}
+    for other, vectors in others.items():
+        for name, scores in scores_of(vectors).items():
+            auroc = metrics.auroc(tested[name], scores)
+            verdicts[other, name] = auroc, fpr95(checked[name], scores)
+    return verdicts

@@ -1,0 +1,68 @@
+"""What photos of one's own give: `python -m benchmarks.quality.transfer_learning PHOTOS …`.
+
+Runs training.transfer on three splits of each folder. Prints mean and standard deviation of what
+the 8-bit networks reach on the test photos, and on photos of --others, which they were not trained
+with: accuracy, true-positive rate at the threshold, AUROC and false-positive rate.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import command_line, mean_and_std, print_table
+
+SEEDS = (0, 1, 2)
+COLUMNS = {
+    "accuracy": "accuracy",
+    "accepted": "true-positive rate",
+    "background_auroc": "AUROC",
+    "background_accepted": "false-positive rate",
+}
+
+
+def figures_of(folder: Path, seed: int, others: Path | None, **options: Any) -> dict[str, float]:
+    """Train on one split; the figures of its bundle on the test photos and on others."""
+    from rest_api.bundle import load_bundle
+    from training.photos.inspect import files_in, look
+    from training.photos.report import examine
+    from training.photos.transfer import gather, transfer
+
+    destination = Path("bundles", f"{folder.name}-seed{seed}")
+    seconds = transfer(folder, destination, seed=seed, **options)[0]["seconds"]
+    test = gather(folder, None, seed)[1].parts["test"]
+    ood = look([(path, "") for path in files_in(others)])[0] if others else []
+    figures, _ = examine(load_bundle(destination), test, ood)
+    return figures | {"minutes": seconds / 60}
+
+
+def row(name: str, splits: Sequence[dict[str, float]]) -> list[str]:
+    """The cells of a folder of photos; empty where there are no others."""
+    cells = [name, str(splits[0]["test_photos"])]
+    for key in COLUMNS:
+        values = [split[key] for split in splits if key in split]
+        if not values:
+            cells.append("")
+        elif key.endswith("auroc"):
+            cells.append(mean_and_std(values, digits=3))
+        else:
+            cells.append(mean_and_std([100 * each for each in values], " %", digits=1))
+    return [*cells, ", ".join(f"{split['minutes']:.1f}" for split in splits)]
+
+
+def main() -> None:
+    parser = command_line(__doc__)
+    parser.add_argument("photos", nargs="+", type=Path, help="folders with a folder a class")
+    parser.add_argument("--others", type=Path, help="photos of anything else")
+    parser.add_argument("--weights", help="file of ImageNet weights (Keras's download)")
+    parser.add_argument("--width", type=float, default=1.0, help="MobileNetV2's alpha")
+    args = parser.parse_args()
+    options = {"weights": args.weights, "width": args.width}
+    rows = (
+        row(folder.name, [figures_of(folder, seed, args.others, **options) for seed in SEEDS])
+        for folder in args.photos
+    )
+    print_table(["photos", "test photos", *COLUMNS.values(), "minutes"], rows)
+
+
+if __name__ == "__main__":
+    main()

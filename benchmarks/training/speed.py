@@ -1,0 +1,48 @@
+"""How fast a training step is, and how fast this machine multiplies matrices."""
+
+import keras
+import numpy as np
+
+from benchmarks.common import milliseconds
+from training.cifar10 import train
+from training.cifar10.recipes import Recipe
+
+STEPS = 4
+
+
+def images_per_second(recipe: Recipe, image_size: int) -> float:
+    """Throughput of the training step on random images: the median of STEPS, after one more."""
+    rng = np.random.default_rng(0)
+    shape = (recipe.batch_size, image_size, image_size, 3)
+    images = rng.integers(0, 256, shape, dtype=np.uint8)
+    targets = np.eye(10, dtype=np.float32)[np.arange(len(images)) % 10]
+    network = train.build(recipe, images, 0, 48, recipe.epochs)
+    times = milliseconds(lambda: network.train_on_batch(images, targets), STEPS + 1)
+    return 1000 * len(images) / float(np.median(times[1:]))  # the first step compiles
+
+
+def matrix_product_gflops(dtype: str, size: int = 2048, repeats: int = 20) -> float:
+    """What this machine reaches on square matrices, in 1e9 operations per second."""
+    a = keras.ops.cast(keras.random.normal((size, size)), dtype)
+    keras.ops.matmul(a, a)
+
+    def products() -> None:
+        for _ in range(repeats):
+            product = keras.ops.matmul(a, a)
+        keras.ops.convert_to_numpy(keras.ops.cast(product, "float32"))  # waits for the last
+
+    return 2 * size**3 * repeats / milliseconds(products, 1)[0] / 1e6
+
+
+def gflop_per_image(network: keras.Model, image_size: int) -> float:
+    """Arithmetic of a training step: the products of forward pass and two backward ones, in 1e9."""
+    inputs = keras.Input((image_size, image_size, 3))
+    sized = keras.models.clone_model(network, input_tensors=inputs)
+    forward = 0.0
+    for layer in sized.layers:
+        if isinstance(layer, keras.layers.Conv2D):
+            _, height, width, _ = layer.output.shape
+            forward += 2 * height * width * float(np.prod(layer.kernel.shape))
+        elif isinstance(layer, keras.layers.Dense):
+            forward += 2 * float(np.prod(layer.kernel.shape))
+    return 3 * forward / 1e9
