@@ -2,22 +2,30 @@
 
 import base64
 import binascii
+import copy
 import inspect
-from typing import Any
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+from wsgiref.types import WSGIApplication
 
+import flask
 import msgspec
-from flask import Blueprint, Flask, Request, Response, current_app, request
+from flask import Blueprint, Flask, Request, Response
 from multipart import MultipartError, MultipartSegment, PushMultipartParser
 from spectree import Response as Responses
 from werkzeug.exceptions import HTTPException
 
-from rest_api import schema, telemetry
-from rest_api.classifier import LoadedModel
+from rest_api import __version__, schema, telemetry
+from rest_api.bundle import BundleError
+from rest_api.classifier import LoadedModel, load_models
 from rest_api.errors import RequestError
-from rest_api.schema import spec
+from rest_api.schema import PREDICT, spec
+from rest_api.security import with_headers
 from rest_api.settings import Settings
 
 api = Blueprint("api", __name__)
+log = logging.getLogger("rest_api")
 
 MAX_PARTS = 2000  # of a form: twice the most images that --max-files can allow
 
@@ -31,7 +39,51 @@ FAILURES = {
 }
 
 
-@api.post("/predict")
+class App(Flask):
+    """The Flask application, and what its routes use."""
+
+    def __init__(self, settings: Settings, draining: Callable[[], bool]):
+        super().__init__("rest_api", static_url_path="/static")
+        self.settings = settings
+        self.draining = draining  # whether the server is about to stop
+        self.models: dict[str, LoadedModel] = {}  # by name, the default first
+        self.description = b""  # of the API, in JSON
+        self.wsgi_app = self.wrap(self.wsgi_app)  # type: ignore[method-assign, assignment]
+
+    def wrap(self, wsgi: WSGIApplication) -> WSGIApplication:
+        """Around the application, and around what the gateway refuses in its place."""
+        return telemetry.observed(with_headers(wsgi, self.settings.cors_origins))
+
+    def refuse(self, error: RequestError) -> WSGIApplication:
+        """An application whose every answer is the error."""
+        return self.wrap(refusal(error))
+
+    def load(self) -> None:
+        """Load the models in place of those that are there. Raises BundleError.
+
+        Requests that have begun keep the model that they began with.
+        """
+        models = load_models(self.settings)
+        telemetry.count_models(self.models, 0)
+        telemetry.count_models(models, 1)
+        self.models = models
+
+    def reload(self) -> None:
+        """Load what has changed on disk; where a bundle is bad, keep the old models."""
+        try:
+            self.load()
+        except BundleError as error:
+            log.error("The old models stay: %s", error)
+            return
+        names = [f"{name} {model.bundle.version}" for name, model in self.models.items()]
+        log.warning("Now serving %s", ", ".join(names))
+
+
+def this_app() -> App:
+    return cast(App, flask.current_app._get_current_object())  # type: ignore[attr-defined]
+
+
+@api.post(PREDICT)
 @spec.validate(
     query=schema.PredictQuery,
     json=schema.Base64Image,
@@ -45,81 +97,72 @@ def predict() -> Response:
     One image is answered by its predictions, several files in the form field `image` by a result
     for each, in their order: an image that cannot be read spoils its own result alone.
     """
-    asked = request._get_current_object()  # the proxy would look it up at each use
-    served = requested_model(asked)
-    top = requested_top(asked, len(served.bundle.labels))
-    images = sent_images(asked)
-    model = schema.Model(served.bundle.name, served.bundle.version)
-    if len(images) == 1:
-        predictions, uncertain = classify(asked, images[0][1], served, top)
-        content = schema.Answer(
-            success=True, predictions=predictions, uncertain=uncertain, model=model
-        )
-        return answer(content)
-    results = [result(asked, name, data, served, top) for name, data in images]
-    return answer(schema.Answer(success=True, results=results, model=model))
+    app = this_app()
+    # The proxy would look the request up at each use.
+    request: Request = flask.request._get_current_object()  # type: ignore[attr-defined]
+    model = requested_model(request, app.models)
+    top = requested_top(request, len(model.bundle.labels))
+    images = sent_images(request, app.settings)
+    about = schema.Model(model.bundle.name, model.bundle.version)
+    if len(images) > 1:
+        results = [result(name, data, model, top) for name, data in images]
+        return answer(schema.Answer(success=True, results=results, model=about))
+    predictions, uncertain = classify(images[0][1], model, top)
+    return answer(
+        schema.Answer(success=True, predictions=predictions, uncertain=uncertain, model=about)
+    )
 
 
-def result(
-    asked: Request, filename: str, data: bytes, served: LoadedModel, top: int
-) -> schema.Result:
+def result(filename: str, data: bytes, model: LoadedModel, top: int) -> schema.Result:
     """Classify one image of several."""
     try:
-        predictions, uncertain = classify(asked, data, served, top)
+        predictions, uncertain = classify(data, model, top)
     except RequestError as error:
-        telemetry.REJECTED.labels(error.code).inc()
+        telemetry.rejected(error.code)
         problem = schema.Problem(error.code, str(error))
         return schema.Result(filename, success=False, error=problem)
     return schema.Result(filename, success=True, predictions=predictions, uncertain=uncertain)
 
 
-def classify(
-    asked: Request, data: bytes, served: LoadedModel, top: int
-) -> tuple[list[schema.Prediction], bool]:
-    """The `top` most probable classes of an image file, and whether the first is uncertain.
-
-    Raises RequestError.
-    """
-    prediction = served.classify(data, top)
-    best, uncertain = prediction.classes, prediction.uncertain
-    telemetry.classified(
-        asked,
-        served.bundle.name,
-        best[0][0],
-        uncertain,
-        prediction.decode_seconds,
-        prediction.inference_seconds,
-    )
-    predictions = [schema.Prediction(label, round(share, 6)) for label, share in best]
-    return predictions, uncertain
+def classify(data: bytes, model: LoadedModel, top: int) -> tuple[list[schema.Prediction], bool]:
+    """The `top` best classes, and whether the model is uncertain. Raises RequestError."""
+    prediction = model.classify(data, top)
+    telemetry.classified(model.bundle.name, prediction)
+    best = [schema.Prediction(label, round(share, 6)) for label, share in prediction.classes]
+    return best, prediction.uncertain
 
 
-def sent_images(asked: Request) -> list[tuple[str, bytes]]:
+def sent_images(request: Request, settings: Settings) -> list[tuple[str, bytes]]:
     """Name and bytes of each image of a request. Raises RequestError."""
-    body, kind = sent_body(asked), asked.mimetype
+    body, kind = sent_body(request, settings.max_body), request.mimetype
     if kind.startswith("image/"):
         return [("", body)]
     if kind == "application/json":
         return [("", image_in_json(body))]
-    boundary = asked.mimetype_params.get("boundary")
+    boundary = request.mimetype_params.get("boundary")
     images = images_in_form(body, boundary) if kind == "multipart/form-data" and boundary else []
     if not images:
         raise RequestError(400, "no_image", WHAT_TO_SEND)
-    if len(images) > (limit := settings().max_files):
+    if len(images) > (limit := settings.max_files):
         message = f"{len(images)} images are too many for one request. Send at most {limit}."
         raise RequestError(413, "too_many_files", message)
     return images
 
 
-def sent_body(asked: Request) -> bytes:
-    """The body of a request. Raises RequestEntityTooLarge.
+def sent_body(request: Request, limit: int) -> bytes:
+    """The body of a request, of `limit` bytes at most. Raises RequestError.
 
     Straight from the server: get_data() takes 3 ms for a large photo, which it reads in pieces.
     """
-    size = asked.content_length
-    if size is None or size > settings().max_body:  # sent in chunks, or for Flask to refuse
-        return asked.get_data(cache=False)
-    return asked.environ["wsgi.input"].read(size)
+    size = request.content_length
+    if size is None:  # sent in chunks, and not to the gateway
+        body = request.stream.read(limit + 1)
+    else:
+        body = request.environ["wsgi.input"].read(size) if size <= limit else b""
+    if (size or len(body)) > limit:
+        message = f"The request is too large. Send at most {limit / 2**20:g} MiB."
+        raise RequestError(413, "too_large", message)
+    return body
 
 
 def images_in_form(body: bytes, boundary: str) -> list[tuple[str, bytes]]:
@@ -153,19 +196,18 @@ def image_in_json(body: bytes) -> bytes:
         raise RequestError(400, "invalid_json", f"{error}. {WHAT_TO_SEND}") from error
 
 
-def requested_model(asked: Request) -> LoadedModel:
+def requested_model(request: Request, models: Mapping[str, LoadedModel]) -> LoadedModel:
     """The model that the query names, or else the first. Raises RequestError."""
-    models = current_app.extensions["models"]
-    name = asked.args.get("model") or next(iter(models))
+    name = request.args.get("model") or next(iter(models))
     if name not in models:
         known = ", ".join(models)
         raise RequestError(404, "unknown_model", f"There is no model {name!r}. There are: {known}.")
     return models[name]
 
 
-def requested_top(asked: Request, classes: int) -> int:
+def requested_top(request: Request, classes: int) -> int:
     """How many classes the query asks for; all by default. Raises RequestError."""
-    value = asked.args.get("top", str(classes))
+    value = request.args.get("top", str(classes))
     if not (value.isascii() and value.isdigit() and len(value) < 10 and int(value) >= 1):
         raise RequestError(400, "invalid_top", f"top must be a whole number from 1, not {value!r}.")
     return min(int(value), classes)
@@ -174,8 +216,8 @@ def requested_top(asked: Request, classes: int) -> int:
 @api.get("/models")
 @spec.validate(resp=Responses(HTTP_200=schema.Models), operation_id="models", skip_validation=True)
 def models() -> Response:
-    """The models that can be asked, the default first."""
-    served = [
+    """The models that can be chosen, the default first."""
+    listed = [
         schema.ServedModel(
             name=name,
             version=model.bundle.version,
@@ -186,16 +228,16 @@ def models() -> Response:
             threshold=model.bundle.threshold,
             accuracy=model.bundle.manifest.get("accuracy", {}),
         )
-        for position, (name, model) in enumerate(current_app.extensions["models"].items())
+        for position, (name, model) in enumerate(this_app().models.items())
     ]
-    return answer(schema.Models(True, served))
+    return answer(schema.Models(True, listed))
 
 
 @api.get("/health/live")
 @spec.validate(resp=Responses(HTTP_200=schema.Health), operation_id="live", skip_validation=True)
 def live() -> Response:
     """Whether the process answers at all."""
-    return answer(schema.Health("live"))
+    return answer(schema.Health("live", __version__))
 
 
 @api.get("/health/ready")
@@ -206,11 +248,12 @@ def live() -> Response:
 )
 def ready() -> Response:
     """Whether it should be sent requests: its models are loaded, and it is not about to stop."""
-    if not current_app.extensions["models"]:
+    app = this_app()
+    if not app.models:
         raise RequestError(503, "not_ready", "The model is being loaded.")
-    if current_app.extensions["draining"]():
+    if app.draining():
         raise RequestError(503, "draining", "The server is about to stop.")
-    return answer(schema.Health("ready"))
+    return answer(schema.Health("ready", __version__))
 
 
 @api.get("/metrics")
@@ -218,33 +261,32 @@ def metrics() -> Response:
     return telemetry.metrics()
 
 
-def describe(app: Flask) -> None:
-    """Make the description of the API from the declarations above, then take them off the views.
-
-    SpecTree wraps each view, which would cost every request a fortieth of its time.
-    """
-    with app.app_context():
-        app.extensions["description"] = spec.spec
-    for endpoint, view in app.view_functions.items():
-        app.view_functions[endpoint] = inspect.unwrap(view)
-
-
 @api.get("/openapi.json")
 def openapi() -> Response:
     """The description of this API."""
-    document = current_app.extensions["description"]
-    body = document["paths"]["/predict"]["post"]["requestBody"]["content"]
+    return Response(this_app().description, content_type="application/json")
+
+
+def describe(app: App) -> None:
+    """Write the description of the API from the declarations above, then take them off the views.
+
+    SpecTree wraps each view, which would cost every request a fortieth of its time. No other
+    wrapper may be put on a view: it would be taken off as well. What runs before a view is
+    registered by app.before_request, as security.py does.
+    """
+    with app.app_context():
+        document = copy.deepcopy(spec.spec)  # made once, for all applications
+    content = document["paths"][PREDICT]["post"]["requestBody"]["content"]
     binary = {"type": "string", "format": "binary"}
-    files = {"type": "array", "items": binary, "minItems": 1, "maxItems": settings().max_files}
-    body["multipart/form-data"] = {
+    limit = app.settings.max_files
+    files = {"type": "array", "items": binary, "minItems": 1, "maxItems": limit}
+    content["multipart/form-data"] = {
         "schema": {"type": "object", "properties": {"image": files}, "required": ["image"]}
     }
-    body["image/*"] = {"schema": binary}
-    return answer(document)
-
-
-def settings() -> Settings:
-    return current_app.extensions["settings"]
+    content["image/*"] = {"schema": binary}
+    app.description = msgspec.json.encode(document)
+    for endpoint, view in app.view_functions.items():
+        app.view_functions[endpoint] = inspect.unwrap(view)
 
 
 def answer(content: Any, status: int = 200) -> Response:
@@ -252,28 +294,18 @@ def answer(content: Any, status: int = 200) -> Response:
 
 
 @api.app_errorhandler(RequestError)
-def refused(error: RequestError) -> Response:
-    return failure(error.status, error.code, str(error), error.headers)
+def refusal(error: RequestError) -> Response:
+    """The answer to what cannot be answered, here and in the gateway."""
+    telemetry.rejected(error.code)
+    failure = schema.Failure(False, schema.Problem(error.code, str(error)))
+    response = answer(failure, error.status)
+    response.headers.update(error.headers)
+    return response
 
 
 @api.app_errorhandler(HTTPException)
 def http_error(error: HTTPException) -> Response:
-    """Flask's own refusals (404, 405, 413, …) in the same shape."""
-    status = error.code or 500
-    if status == 413:
-        limit = settings().max_body / 2**20
-        message = f"The request is too large. Send at most {limit:g} MiB."
-        return failure(status, "too_large", message)
-    code = (error.name or "error").lower().replace(" ", "_")
-    return failure(status, code, error.description or error.name, dict(error.get_headers()))
-
-
-def failure(
-    status: int, code: str, message: str, headers: dict[str, str] | None = None
-) -> Response:
-    telemetry.REJECTED.labels(code).inc()
-    response = answer(schema.Failure(False, schema.Problem(code, message)), status)
-    for name in ("Allow", "Retry-After", "WWW-Authenticate"):
-        if name in (headers or {}):
-            response.headers[name] = headers[name]
-    return response
+    """Flask's own refusals (404, 405, 429, …) in the same shape."""
+    code = error.name.lower().replace(" ", "_")
+    headers = {name: value for name, value in error.get_headers() if name == "Allow"}
+    return refusal(RequestError(error.code or 500, code, error.description or error.name, headers))

@@ -64,7 +64,7 @@ class Bundle:
             raise BundleError(
                 f"{self.path} has no file for the engine {engine!r}; it has {offered}."
             )
-        path = self.path / entry["name"]
+        path: Path = self.path / entry["name"]
         try:
             content = path.read_bytes()
         except OSError as error:

@@ -68,7 +68,7 @@ def _litert(content: bytes, bundle: Bundle, threads: int) -> Predict:
         interpreters = [make_interpreter() for _ in range(threads)]
     except (ValueError, RuntimeError) as error:
         raise BundleError(f"{bundle.path}: LiteRT cannot load the network: {error}.") from error
-    idle: queue.SimpleQueue = queue.SimpleQueue()  # an interpreter is not thread-safe: lend it
+    idle: queue.SimpleQueue[Any] = queue.SimpleQueue()  # an interpreter is not thread-safe: lend it
     for interpreter in interpreters:
         idle.put(interpreter)
     (input_index,) = (tensor["index"] for tensor in interpreters[0].get_input_details())
@@ -102,8 +102,10 @@ def _keras(content: bytes, bundle: Bundle) -> Predict:
 
     # A fixed signature: traced once, whatever the number of images. model.predict would add
     # tens of milliseconds to each call.
-    @tf.function(input_signature=[tf.TensorSpec((None, side, side, 3), tf.float32)])
-    def outputs(images):
+    @tf.function(  # type: ignore[untyped-decorator]
+        input_signature=[tf.TensorSpec((None, side, side, 3), tf.float32)]
+    )
+    def outputs(images: Any) -> Any:
         return keras.tree.flatten(network(images, training=False))
 
     def predict(images: np.ndarray) -> Outputs:

@@ -1,7 +1,7 @@
-"""The door of a server process: an event loop takes requests in, a thread answers them.
+"""The gateway of a server process: an event loop takes requests in, a thread answers them.
 
-A request is waited for on the event loop until all of it is there: a slow client holds no thread.
-What is too much is refused before it is looked at. Granian comes in by its own interface, RSGI
+The event loop waits until all of a request has arrived: a slow client occupies no thread. What is
+too much is refused before the application sees it. Granian calls by its own interface, RSGI
 (https://github.com/emmett-framework/granian, docs/spec/RSGI.md), and Flask is called by WSGI.
 """
 
@@ -11,29 +11,28 @@ import io
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any, Protocol
+from wsgiref.types import WSGIApplication, WSGIEnvironment
 
-import msgspec
-from granian.rsgi import ProtocolClosed
+from granian.rsgi import ProtocolClosed  # type: ignore[attr-defined]
 
-from rest_api import telemetry
-from rest_api.schema import Failure, Problem
+from rest_api.errors import RequestError
+from rest_api.schema import PREDICT
 
 READ_TIMEOUT = 30.0  # seconds that a client has to send its request
 QUEUE_TIMEOUT = 10.0  # seconds that a request waits for its turn
 MAX_BUFFERED = 128 * 2**20  # bytes of all requests, from their arrival until they are answered
-MAX_DISCARDED = 200 * 2**20  # bytes of a request that are read in vain
+MAX_DISCARDED = 200 * 2**20  # bytes of a refused request that are still read
 TOO_SLOW = (
     f"The request took over {READ_TIMEOUT:g} seconds to arrive. Send less, or send it faster."
 )
 BUSY = "The server is busy. Ask again after the seconds that Retry-After gives."
 
-Wsgi = Callable[[dict[str, Any], Callable], Iterable[bytes]]
 Headers = list[tuple[str, str]]
 Answer = tuple[int, Headers, bytes]
-Jobs = SimpleQueue  # of (environ, deadline, the future of its Answer)
+Jobs = SimpleQueue[tuple[WSGIEnvironment, float, "asyncio.Future[Answer]"]]  # with the deadline
 
 
 class Scope(Protocol):
@@ -53,77 +52,89 @@ class Gateway:
     """The RSGI application around a WSGI one.
 
     `threads` requests to /predict are worked on at a time, and `queue` more may wait. All other
-    routes share one more thread: the health of a busy server can be asked.
+    routes share one more thread, so that a busy server still tells its health. `refuse` makes the
+    WSGI application that answers with an error.
     """
 
-    def __init__(self, wsgi: Wsgi, threads: int, queue: int, max_body: int):
-        self.max_body = max_body
-        self.predictions = answer_in_turn(wsgi, threads, "predict")
-        self.others = answer_in_turn(wsgi, 1, "other")
-        self.max_held = max(MAX_BUFFERED, max_body)
+    def __init__(
+        self,
+        wsgi: WSGIApplication,
+        refuse: Callable[[RequestError], WSGIApplication],
+        threads: int,
+        queue: int,
+        max_body: int,
+    ):
+        self.refuse = refuse
+        self.max_body = max_body  # bytes to keep of a request; the application refuses a larger one
+        self.max_buffered = max(MAX_BUFFERED, max_body)
+        self.predictions = start_threads(wsgi, threads, "predict")
+        self.others = start_threads(wsgi, 1, "other")
         # Only the event loop counts these.
-        self.places = threads + queue
-        self.held = 0  # bytes
+        self.slots = threads + queue
+        self.buffered_bytes = 0
 
     async def __rsgi__(self, scope: Scope, protocol: Any) -> None:
         with contextlib.suppress(ProtocolClosed):  # the client has gone
-            protocol.response_bytes(*await self.answer(scope, protocol))
+            try:
+                answer = await self.answer(scope, protocol)
+            except RequestError as error:
+                answer = call_wsgi(self.refuse(error), wsgi_environ(scope, b"", 0))
+            protocol.response_bytes(*answer)
 
     async def answer(self, scope: Scope, protocol: Any) -> Answer:
-        """Take a request in, then have it answered; of what is too much, keep nothing."""
+        """Read a request and have a thread answer it. Raises RequestError on what is too much."""
         keep = self.max_body if scope.method == "POST" else 0
-        held = min(int(scope.headers.get("content-length", keep)), keep)
-        crowded = self.held + held > self.max_held
-        if crowded:
-            keep = held = 0
-        self.held += held
+        expected = min(int(scope.headers.get("content-length", keep)), keep)
+        over_budget = self.buffered_bytes + expected > self.max_buffered
+        if over_budget:
+            keep = expected = 0
+        self.buffered_bytes += expected
         try:
             body, size = await read(scope, protocol, keep)
-        except TimeoutError:
-            return refusal(scope.path, 408, "too_slow", TOO_SLOW)
-        else:
-            return await self.pass_on(wsgi_environ(scope, body, size), crowded)
+            environ = wsgi_environ(scope, body, size)
+            if scope.path != PREDICT:
+                return await submit(environ, self.others)
+            if over_budget or not self.slots:
+                raise overloaded()
+            self.slots -= 1
+            try:
+                return await submit(environ, self.predictions)
+            finally:
+                self.slots += 1
         finally:
-            self.held -= held
-
-    async def pass_on(self, environ: dict[str, Any], crowded: bool) -> Answer:
-        """Have a request answered by a thread, if there is a place for it."""
-        path = environ["PATH_INFO"]
-        if path != "/predict":
-            return await have_answered(environ, self.others)
-        if crowded or not self.places:
-            return refusal(path, 503, "overloaded", BUSY)
-        self.places -= 1
-        try:
-            return await have_answered(environ, self.predictions)
-        finally:
-            self.places += 1
+            self.buffered_bytes -= expected
 
 
-async def have_answered(environ: dict[str, Any], jobs: Jobs) -> Answer:
-    """Have a thread answer a request, unless that is too late by then."""
-    answered = asyncio.get_running_loop().create_future()
+def overloaded() -> RequestError:
+    return RequestError(503, "overloaded", BUSY, {"Retry-After": "1"})  # seconds
+
+
+async def submit(environ: WSGIEnvironment, jobs: Jobs) -> Answer:
+    """Have a thread answer a request. Raises RequestError if its turn comes too late."""
+    answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
     jobs.put((environ, time.monotonic() + QUEUE_TIMEOUT, answered))
     return await answered
 
 
-def answer_in_turn(wsgi: Wsgi, threads: int, name: str) -> Jobs:
+def start_threads(wsgi: WSGIApplication, threads: int, name: str) -> Jobs:
     """Start threads that answer what is put into the queue returned.
 
     A ThreadPoolExecutor would do the same, and take a twentieth of the server's time for it.
     """
     jobs: Jobs = SimpleQueue()
 
-    def answer(environ: dict[str, Any], deadline: float, answered: asyncio.Future) -> None:
+    def answer(
+        environ: WSGIEnvironment, deadline: float, answered: "asyncio.Future[Answer]"
+    ) -> None:
+        finish: Callable[[Any], None] = answered.set_result
+        outcome: Answer | Exception
         try:
             if time.monotonic() > deadline:
-                outcome = refusal(environ["PATH_INFO"], 503, "overloaded", BUSY)
-            else:
-                outcome = call_wsgi(wsgi, environ)
-            settle = answered.set_result
+                raise overloaded()
+            outcome = call_wsgi(wsgi, environ)
         except Exception as error:
-            settle, outcome = answered.set_exception, error
-        answered.get_loop().call_soon_threadsafe(settle, outcome)
+            finish, outcome = answered.set_exception, error
+        answered.get_loop().call_soon_threadsafe(finish, outcome)
 
     def work() -> None:
         while True:
@@ -138,26 +149,29 @@ async def read(scope: Scope, protocol: Any, keep: int) -> tuple[bytes, int]:
     """The body of a request and its size; of one larger than `keep` bytes, nothing is kept.
 
     That one is read to its end all the same: a client that is still sending when the connection
-    closes would see no answer. Raises TimeoutError.
+    closes would see no answer. Raises RequestError if the client is too slow.
     """
-    async with asyncio.timeout(READ_TIMEOUT):
-        if int(scope.headers.get("content-length", keep + 1)) <= keep:
-            body = await protocol()  # less than half the cost of its chunks
-            return body, len(body)
-        chunks, size = [], 0
-        async for chunk in protocol:
-            size += len(chunk)
-            if size <= keep:
-                chunks.append(chunk)
-            elif size > MAX_DISCARDED:
-                break
+    try:
+        async with asyncio.timeout(READ_TIMEOUT):
+            if int(scope.headers.get("content-length", keep + 1)) <= keep:
+                body = await protocol()  # less than half the cost of its chunks
+                return body, len(body)
+            chunks, size = [], 0
+            async for chunk in protocol:
+                size += len(chunk)
+                if size <= keep:
+                    chunks.append(chunk)
+                elif size > MAX_DISCARDED:
+                    break
+    except TimeoutError as error:
+        raise RequestError(408, "too_slow", TOO_SLOW) from error
     return b"".join(chunks) if size <= keep else b"", size
 
 
-def wsgi_environ(scope: Scope, body: bytes, size: int) -> dict[str, Any]:
+def wsgi_environ(scope: Scope, body: bytes, size: int) -> WSGIEnvironment:
     """A request as WSGI (PEP 3333) has it."""
     server, _, port = scope.server.rpartition(":")
-    environ = {
+    environ: WSGIEnvironment = {
         "REQUEST_METHOD": scope.method,
         "SCRIPT_NAME": "",
         "PATH_INFO": scope.path.encode().decode("latin-1"),
@@ -187,11 +201,11 @@ def wsgi_environ(scope: Scope, body: bytes, size: int) -> dict[str, Any]:
     return environ
 
 
-def call_wsgi(wsgi: Wsgi, environ: dict[str, Any]) -> Answer:
+def call_wsgi(wsgi: WSGIApplication, environ: WSGIEnvironment) -> Answer:
     """The whole answer of a WSGI application."""
     status, headers = 0, []
 
-    def start_response(line: str, given: Headers, exc_info: Any = None) -> None:
+    def start_response(line: str, given: Headers, exc_info: Any = None) -> Any:
         nonlocal status, headers
         status, headers = int(line[:3]), given
 
@@ -201,14 +215,3 @@ def call_wsgi(wsgi: Wsgi, environ: dict[str, Any]) -> Answer:
     finally:
         if hasattr(parts, "close"):
             parts.close()
-
-
-def refusal(path: str, status: int, code: str, message: str) -> Answer:
-    """An answer that the application is not asked for."""
-    telemetry.REJECTED.labels(code).inc()
-    telemetry.REQUESTS.labels("/predict" if path == "/predict" else "none", status).inc()
-    body = msgspec.json.encode(Failure(False, Problem(code, message)))
-    headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
-    if status == 503:
-        headers.append(("Retry-After", "1"))  # seconds
-    return status, headers, body

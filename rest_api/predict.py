@@ -12,17 +12,16 @@ import json
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
 from tqdm import tqdm
 
 from rest_api.bundle import FILENAMES, BundleError
-from rest_api.classifier import LoadedModel, load_model
+from rest_api.classifier import LoadedModel, Prediction, load_model
 from rest_api.errors import RequestError
 from rest_api.settings import DEFAULT_MODEL
 
@@ -30,35 +29,21 @@ MANY = 20  # files from which on there is a progress bar
 STDIN = "-"
 
 
-@dataclass(frozen=True)
-class Classified:
-    """The answer for one file."""
-
-    file: str
-    uncertain: bool
-    predictions: list[tuple[str, float]]  # label and probability, best first
-
-
-def classify(file: str, model: LoadedModel, top: int) -> Classified:
-    """Read and classify one file. Raises RequestError and OSError."""
-    data = sys.stdin.buffer.read() if file == STDIN else Path(file).read_bytes()
-    prediction = model.classify(data, top)
-    return Classified(file, prediction.uncertain, prediction.classes)
-
-
 def classify_all(
     files: Iterable[str], model: LoadedModel, top: int, threads: int
-) -> Iterator[tuple[str, Classified | Exception]]:
-    """Each file with its answer, or with what went wrong, in their order."""
+) -> Iterator[tuple[str, Prediction | Exception]]:
+    """Each file with its prediction, or with what went wrong, in their order."""
 
-    def attempt(file: str) -> tuple[str, Classified | Exception]:
+    def attempt(file: str) -> tuple[str, Prediction | Exception]:
         try:
-            return file, classify(file, model, top)
+            data = sys.stdin.buffer.read() if file == STDIN else Path(file).read_bytes()
+            return file, model.classify(data, top)
         except (RequestError, OSError) as error:
             return file, error
 
     with ThreadPoolExecutor(threads) as pool:
-        ahead = deque()  # a few files only, so that memory does not grow with their number
+        # A few files ahead only, so that memory does not grow with their number.
+        ahead: deque[Future[tuple[str, Prediction | Exception]]] = deque()
         for file in files:
             ahead.append(pool.submit(attempt, file))
             if len(ahead) > 4 * threads:
@@ -78,23 +63,19 @@ def files_of(paths: Sequence[str]) -> Iterator[str]:
             yield from (str(Path(folder, name)) for name in sorted(names) if name[0] != ".")
 
 
-def as_table(answer: Classified) -> str:
-    guesses = "  ".join(f"{label} {share:.1%}" for label, share in answer.predictions)
-    return f"{answer.file}  {'uncertain: ' if answer.uncertain else ''}{guesses}"
+def as_table(file: str, prediction: Prediction) -> str:
+    guesses = "  ".join(f"{label} {share:.1%}" for label, share in prediction.classes)
+    return f"{file}  {'uncertain: ' if prediction.uncertain else ''}{guesses}"
 
 
-def as_json(answer: Classified) -> str:
-    predictions = [
-        {"label": label, "probability": round(share, 6)} for label, share in answer.predictions
-    ]
-    return json.dumps(
-        {"file": answer.file, "uncertain": answer.uncertain, "predictions": predictions}
-    )
+def as_json(file: str, prediction: Prediction) -> str:
+    best = [{"label": label, "probability": round(share, 6)} for label, share in prediction.classes]
+    return json.dumps({"file": file, "uncertain": prediction.uncertain, "predictions": best})
 
 
-def as_csv(answer: Classified) -> str:
-    guesses = [cell for label, share in answer.predictions for cell in (label, f"{share:.6f}")]
-    return csv_line([answer.file, str(answer.uncertain).lower(), *guesses])
+def as_csv(file: str, prediction: Prediction) -> str:
+    guesses = [cell for label, share in prediction.classes for cell in (label, f"{share:.6f}")]
+    return csv_line([file, str(prediction.uncertain).lower(), *guesses])
 
 
 def csv_line(cells: Sequence[str]) -> str:
@@ -108,11 +89,7 @@ def csv_header(top: int) -> str:
     return csv_line(["file", "uncertain", *guesses])
 
 
-FORMATS: dict[str, Callable[[Classified], str]] = {
-    "table": as_table,
-    "json": as_json,
-    "csv": as_csv,
-}
+FORMATS = {"table": as_table, "json": as_json, "csv": as_csv}
 
 
 def already_in(output: Path, form: str, top: int) -> set[str]:
@@ -138,16 +115,16 @@ def already_in(output: Path, form: str, top: int) -> set[str]:
     return done
 
 
-def write_answers(
-    answers: Iterable[tuple[str, Classified | Exception]], out: TextIO, form: str
+def write(
+    predictions: Iterable[tuple[str, Prediction | Exception]], out: TextIO, form: str
 ) -> list[str]:
-    """Write a line for each answer; returns a line for each file that has none."""
+    """Write a line for each prediction; returns a line for each file that has none."""
     failures = []
-    for file, answer in answers:
-        if isinstance(answer, Exception):
-            failures.append(f"{file}: {getattr(answer, 'strerror', None) or answer}")
+    for file, prediction in predictions:
+        if isinstance(prediction, Exception):
+            failures.append(f"{file}: {getattr(prediction, 'strerror', None) or prediction}")
         else:
-            out.write(FORMATS[form](answer) + "\n")
+            out.write(FORMATS[form](file, prediction) + "\n")
             out.flush()
     return failures
 
@@ -182,12 +159,12 @@ def main() -> None:
         sys.exit(f"error: {args.output} cannot be continued: {error}. Name another --output.")
     number = sum(1 for file in files_of(args.paths) if file not in done)
     waiting = (file for file in files_of(args.paths) if file not in done)
-    answers = classify_all(waiting, model, top, threads)
-    answers = tqdm(answers, total=number, unit="img", disable=number < MANY)
+    predictions = classify_all(waiting, model, top, threads)
+    predictions = tqdm(predictions, total=number, unit="img", disable=number < MANY)
     with args.output.open("a", encoding="utf-8") if args.output else nullcontext(sys.stdout) as out:
         if args.format == "csv" and not (args.output and out.tell()):
             out.write(csv_header(top) + "\n")
-        failures = write_answers(answers, out, args.format)
+        failures = write(predictions, out, args.format)
     if failures:
         sys.exit("\n".join([f"{len(failures)} of {number} files could not be read:", *failures]))
 

@@ -1,4 +1,4 @@
-"""What goes in and out of the API, declared once: for the answers and for /openapi.json."""
+"""What goes in and out of the API, declared once: for its answers and for /openapi.json."""
 
 from typing import Annotated, Any, Literal
 
@@ -7,6 +7,9 @@ from msgspec import UNSET, Meta, UnsetType
 from spectree import SpecTree
 from spectree.model_adapter import get_msgspec_model_adapter
 
+from rest_api import __version__
+
+PREDICT = "/predict"  # the expensive route: requests for it queue, and are limited in their rate
 Probability = Annotated[float, Meta(ge=0, le=1)]
 Uncertain = Annotated[bool, Meta(description="whether the score is below the model's threshold")]
 
@@ -17,7 +20,7 @@ class Prediction(msgspec.Struct):
 
 
 class Model(msgspec.Struct):
-    """Which network answered."""
+    """The model that made the predictions."""
 
     name: str
     version: str
@@ -58,7 +61,7 @@ class ServedModel(msgspec.Struct):
     version: str
     default: bool
     labels: list[str]
-    input_size: Annotated[int, Meta(description="side in pixels of the square that it sees")]
+    input_size: Annotated[int, Meta(description="side in pixels of the square that it takes")]
     score: Annotated[str, Meta(description='"probability", or what the network adds to it')]
     threshold: Annotated[float, Meta(description="answers whose score is below it are uncertain")]
     accuracy: Annotated[dict[str, Any], Meta(description="as model.json states it")]
@@ -71,6 +74,7 @@ class Models(msgspec.Struct):
 
 class Health(msgspec.Struct):
     status: Literal["live", "ready"]
+    version: Annotated[str, Meta(description="of the server")]
 
 
 class PredictQuery(msgspec.Struct):
@@ -85,7 +89,7 @@ class Base64Image(msgspec.Struct):
 spec = SpecTree(
     "flask",
     title="Image classifier",
-    version="1",
+    version=__version__,
     mode="strict",
     annotations=False,
     model_adapter=get_msgspec_model_adapter(),

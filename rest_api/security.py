@@ -1,19 +1,21 @@
-"""Who may ask, how often, and what a browser is told about our pages."""
+"""Who may send requests, how often, and what a browser is told about our pages."""
 
 import hmac
 from collections.abc import Iterable
 from typing import Any
-from wsgiref.types import StartResponse, WSGIApplication
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from flask import Flask, request
-from flask_cors import CORS
 from flask_limiter import Limiter
 from flask_limiter.util import get_remote_address
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from rest_api.errors import RequestError
+from rest_api.schema import PREDICT
 from rest_api.settings import Settings
 
+# The routes that need a key where there are keys, and that pages of other origins may use.
+SHARED = (PREDICT, "/models")
 HEADERS = [
     # Nothing but our own files, no inline script; thumbnails are blob: URLs.
     (
@@ -27,41 +29,39 @@ HEADERS = [
     ("Cross-Origin-Opener-Policy", "same-origin"),
     ("Permissions-Policy", "camera=(self), geolocation=(), microphone=()"),
 ]
+PREFLIGHT = [
+    ("Access-Control-Allow-Methods", "GET, POST"),
+    ("Access-Control-Allow-Headers", "Authorization, Content-Type, X-API-Key, X-Request-ID"),
+    ("Access-Control-Max-Age", "3600"),  # seconds
+]
 
 
-def guard(app: Flask, settings: Settings) -> None:
-    """Add the security headers; keys, rate limit, proxies and CORS where they are set."""
+def init_app(app: Flask, settings: Settings) -> None:
+    """Ask for keys, limit the rate and trust proxies, where the settings say so."""
     if settings.api_keys:
         app.before_request(lambda: check_key(settings.api_keys))
     if settings.proxies:
-        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=settings.proxies)
+        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=settings.proxies)  # type: ignore[method-assign]
     if settings.rate_limit:
         limiter = Limiter(
-            get_remote_address, app=app, storage_uri=settings.rate_storage, headers_enabled=True
+            get_remote_address,
+            app=app,
+            default_limits=[settings.rate_limit],
+            storage_uri=settings.rate_storage,
+            headers_enabled=True,
         )
-        limited = limiter.limit(settings.rate_limit)
-        app.view_functions["api.predict"] = limited(app.view_functions["api.predict"])
-    if settings.cors_origins:
-        CORS(app, origins=list(settings.cors_origins), resources=["/predict", "/models"])
-
-    app.wsgi_app = with_headers(app.wsgi_app)
+        limiter.request_filter(lambda: not is_for(PREDICT))
 
 
-def with_headers(wsgi: WSGIApplication) -> WSGIApplication:
-    """Add the security headers to every answer."""
-
-    def call(environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
-        def start(reason: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
-            return start_response(reason, [*headers, *HEADERS], exc_info)
-
-        return wsgi(environ, start)
-
-    return call
+def is_for(*routes: str) -> bool:
+    """Whether the request is for one of the routes, and more than a browser's preflight."""
+    rule = request.url_rule
+    return rule is not None and rule.rule in routes and request.method != "OPTIONS"
 
 
 def check_key(keys: tuple[str, ...]) -> None:
-    """Raise RequestError where a route that needs one of the keys is asked without."""
-    if request.endpoint not in ("api.predict", "api.models") or request.method == "OPTIONS":
+    """Raise RequestError where a request needs one of the keys and has none."""
+    if not is_for(*SHARED):
         return
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
     given = token.strip() if scheme.lower() == "bearer" else request.headers.get("X-API-Key", "")
@@ -69,3 +69,30 @@ def check_key(keys: tuple[str, ...]) -> None:
     if not sum(hmac.compare_digest(given.encode(), key.encode()) for key in keys):
         message = "Send a valid key in the header X-API-Key, or as Authorization: Bearer KEY."
         raise RequestError(401, "unauthorized", message, {"WWW-Authenticate": "Bearer"})
+
+
+def with_headers(wsgi: WSGIApplication, origins: tuple[str, ...]) -> WSGIApplication:
+    """Add the security headers to every answer, and CORS for the origins."""
+
+    def call(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        added = HEADERS + cors_headers(environ, origins) if origins else HEADERS
+
+        def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
+            return start_response(status, [*headers, *added], exc_info)
+
+        return wsgi(environ, start)
+
+    return call
+
+
+def cors_headers(environ: WSGIEnvironment, origins: tuple[str, ...]) -> list[tuple[str, str]]:
+    """What lets a page of one of the origins read the answer (https://fetch.spec.whatwg.org)."""
+    if environ["PATH_INFO"] not in SHARED:
+        return []
+    headers = [("Vary", "Origin")]
+    origin = environ.get("HTTP_ORIGIN", "")
+    if origin in origins or (origin and "*" in origins):
+        headers.append(("Access-Control-Allow-Origin", origin))
+        headers.append(("Access-Control-Expose-Headers", "Retry-After, X-Request-ID"))
+        headers += PREFLIGHT if environ["REQUEST_METHOD"] == "OPTIONS" else []
+    return headers

@@ -1,26 +1,185 @@
-"""What can be set, with safe defaults."""
+"""What can be set: one table, with safe defaults.
 
-from dataclasses import dataclass
+Each field of Settings is an option of `python rest_api/app.py`. The command line, its help and the
+table in the documentation come from what stands here.
+"""
+
+import argparse
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from rest_api.bundle import Engine
+from rest_api.bundle import FILENAMES, Engine
 
 DEFAULT_MODEL = Path(__file__).parent / "assets" / "cifar10"
+MIB = 2**20
+
+
+class Option(NamedTuple):
+    """How a setting is given on the command line; `help` and `default` are Markdown."""
+
+    flag: str
+    help: str
+    default: str
+    environment: Callable[[], Any]  # what is set there, or None
+    parsing: dict[str, Any]  # for argparse
+
+
+def option(
+    default: Any,
+    flag: str,
+    about: str,
+    shown: str = "",
+    environment: Callable[[], Any] = lambda: None,
+    **parsing: Any,
+) -> Any:
+    """A field of Settings; `shown` is its default in words."""
+    shown = shown or (f"`{default}`" if default else "none")
+    return field(
+        default=default, metadata={"option": Option(flag, about, shown, environment, parsing)}
+    )
+
+
+def number(
+    default: int, flag: str, about: str, low: int, high: int, unit: int = 1, **rest: Any
+) -> Any:
+    """A field of Settings that the command line has in whole numbers of `unit`."""
+    rest = dict[str, Any](shown=str(default // unit), type=int_between(low, high, unit)) | rest
+    return option(default, flag, about, **rest)
+
+
+def int_between(low: int, high: int, unit: int = 1) -> Callable[[str], int]:
+    """A parser of whole numbers, for argparse."""
+
+    def parse(text: str) -> int:
+        if text.isdecimal() and low <= int(text) <= high:
+            return int(text) * unit
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {low} to {high}")
+
+    return parse
+
+
+def keys_in(path: str) -> list[str]:
+    try:
+        return Path(path).read_text(encoding="utf-8").split()
+    except (OSError, ValueError) as error:
+        raise argparse.ArgumentTypeError(f"cannot read {path}: {error}") from error
+
+
+def rate(text: str) -> str:
+    from limits import parse_many
+
+    try:
+        parse_many(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a rate such as 60/minute") from error
+    return text
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Of one application; those of the server (address, processes) are not among them."""
+    """Of the server, and of the application in each of its processes."""
 
-    models: tuple[Path, ...] = (DEFAULT_MODEL,)  # bundles, or folders of bundles
-    engine: Engine = "litert"
-    max_body: int = 10 * 2**20  # bytes of a request
-    max_pixels: int = 50_000_000  # of an image: it decodes to three bytes each
-    max_files: int = 16  # images in a request
-    threads: int = 1  # images at a time in each process; of those there is one for each core
-    queue: int = 32  # requests that may wait for them, in each process
-    api_keys: tuple[str, ...] = ()  # none: open to all
-    rate_limit: str = ""  # such as "60/minute", for each address; none if empty
-    rate_storage: str = "memory://"  # each process counts for itself; redis://… counts for all
-    proxies: int = 0  # in front, whose X-Forwarded-For says who asks
-    cors_origins: tuple[str, ...] = ()  # whose pages may ask from a browser
+    host: str = option("127.0.0.1", "--host", "address to listen on")
+    port: int = number(
+        5000,
+        "--port",
+        "port to listen on",
+        low=1,
+        high=65_535,
+        shown="`$PORT`, else 5000",
+        environment=lambda: os.environ.get("PORT"),
+    )
+    models: tuple[Path, ...] = option(
+        (DEFAULT_MODEL,),
+        "--model",
+        "a model bundle, or a folder of them such as `rest_api/assets`; give it again for more, "
+        "the first is the default",
+        "`rest_api/assets/cifar10`",
+        type=Path,
+        action="append",
+    )
+    workers: int = number(
+        os.cpu_count() or 1, "--workers", "server processes", 1, 256, shown="one per core"
+    )
+    engine: Engine = option(  # noqa: RUF009
+        "litert",
+        "--engine",
+        "`litert` (8-bit), `litert-float32` or `keras` (needs TensorFlow)",
+        choices=list(FILENAMES),
+    )
+    max_body: int = number(10 * MIB, "--max-body", "MiB of a request", 1, 1000, MIB)
+    max_pixels: int = number(  # each takes three bytes once decoded
+        50_000_000, "--max-pixels", "millions of pixels of an image", 1, 178, 1_000_000
+    )
+    max_files: int = number(16, "--max-files", "images of a request", 1, 1000)
+    threads: int = number(1, "--threads", "images at a time in each process", 1, 64)
+    queue: int = number(
+        32,
+        "--queue",
+        "requests that may wait in each process before others are refused with 503",
+        low=0,
+        high=1000,
+    )
+    api_keys: tuple[str, ...] = option(
+        (),
+        "--api-keys",
+        "a file of keys, one a line, one of which a request must carry",
+        "those in `$API_KEYS`, else open to all",
+        environment=lambda: os.environ.get("API_KEYS", "").split(),
+        type=keys_in,
+    )
+    rate_limit: str = option(
+        "", "--rate-limit", "requests of each address, such as `60/minute`", type=rate
+    )
+    rate_storage: str = option(
+        "memory://",
+        "--rate-storage",
+        "where its counts are; with `memory://` each process counts for itself, a `redis://` "
+        "address (`pip install redis`) makes them share",
+    )
+    proxies: int = number(
+        0,
+        "--proxies",
+        "proxies in front whose `X-Forwarded-For` names the client, for the rate limit",
+        low=0,
+        high=10,
+    )
+    cors_origins: tuple[str, ...] = option(
+        (),
+        "--cors",
+        "an origin whose pages may send requests from a browser; again for more",
+        action="append",
+    )
+    drain: int = number(
+        2, "--drain", 'seconds to answer "not ready" before stopping on SIGTERM', 0, 600
+    )
+
+
+def options() -> list[Option]:
+    """Every option of the server, in the order of the fields."""
+    return [each.metadata["option"] for each in fields(Settings)]
+
+
+def as_markdown() -> str:
+    """The rows of the documentation's table of options."""
+    return "\n".join(f"| `{each.flag}` | {each.help} | {each.default} |" for each in options())
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> Settings:
+    """Settings from the command line and the environment; a wrong one ends the program."""
+    parser = argparse.ArgumentParser(description="Serve model bundles at POST /predict.")
+    for setting, each in zip(fields(Settings), options(), strict=True):
+        about = f"{each.help} ({each.default})".replace("`", "")
+        environment = each.environment()
+        parser.add_argument(
+            each.flag, dest=setting.name, help=about, default=environment, **each.parsing
+        )
+    given: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in vars(parser.parse_args(arguments)).items()
+        if value is not None
+    }
+    return Settings(**given)

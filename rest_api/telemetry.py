@@ -1,7 +1,7 @@
 """What operators see: Prometheus metrics, and one line of JSON in the log for each request.
 
 With several processes, main() in app.py names a folder in PROMETHEUS_MULTIPROC_DIR, through which
-each process's figures reach whichever answers GET /metrics.
+each process's figures reach the one that answers GET /metrics.
 """
 
 import logging
@@ -10,13 +10,14 @@ import re
 import secrets
 import time
 from collections.abc import Iterable, Mapping
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 from typing import Any
-from wsgiref.types import StartResponse, WSGIApplication
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 import msgspec
-from flask import Request, Response
+from flask import Response
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
     REGISTRY,
@@ -27,8 +28,10 @@ from prometheus_client import (
     generate_latest,
 )
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from werkzeug.wsgi import get_content_length
 
-from rest_api.classifier import LoadedModel
+from rest_api.classifier import LoadedModel, Prediction
+from rest_api.schema import PREDICT
 
 BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 5)  # seconds
 
@@ -38,31 +41,28 @@ IN_FLIGHT = Gauge("classifier_in_flight", "Requests being answered", multiproces
 REJECTED = Counter("classifier_rejected", "Images and requests refused", ["code"])
 PREDICTIONS = Counter("classifier_predictions", "Images by best class", ["model", "label"])
 UNCERTAIN = Counter("classifier_uncertain", "Answers below the model's threshold", ["model"])
-MODEL = Gauge(
-    "classifier_model", "Models in service", ["name", "version"], multiprocess_mode="livemax"
-)
+MODEL = Gauge("classifier_model", "Loaded models", ["name", "version"], multiprocess_mode="livemax")
 
 log = logging.getLogger("rest_api.requests")
-LINE = "classifier.line"  # where the environ of a request holds its line of the log
+line: ContextVar[dict[str, Any]] = ContextVar("line")  # of the log, for the request in progress
 SANE_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
 
 
 def observed(wsgi: WSGIApplication) -> WSGIApplication:
-    """Count, time and log every request of a Flask application.
+    """Count, time and log every request, and name it in X-Request-ID.
 
-    Around it, not by Flask's own hooks, which cost more.
+    Around Flask, not by its own hooks, which cost more.
     """
 
-    def call(environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+    def call(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         began = time.perf_counter()
         given = environ.get("HTTP_X_REQUEST_ID", "")
-        number = given if SANE_ID.fullmatch(given) else secrets.token_hex(16)
-        environ[LINE] = {"time": round(time.time(), 3), "id": number}
+        request_id = given if SANE_ID.fullmatch(given) else secrets.token_hex(16)
+        line.set({"time": round(time.time(), 3), "id": request_id})
 
-        def start(reason: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
-            seconds = time.perf_counter() - began
-            record(environ["werkzeug.request"], int(reason[:3]), seconds)
-            return start_response(reason, [*headers, ("X-Request-ID", number)], exc_info)
+        def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
+            record(environ, int(status[:3]), time.perf_counter() - began)
+            return start_response(status, [*headers, ("X-Request-ID", request_id)], exc_info)
 
         IN_FLIGHT.inc()
         try:
@@ -79,39 +79,49 @@ def series(metric: Counter | Histogram, *labels: Any) -> Any:
     return metric.labels(*labels)
 
 
-def record(asked: Request, status: int, seconds: float) -> None:
+def record(environ: WSGIEnvironment, status: int, seconds: float) -> None:
     """Count a request that has been answered, and log it."""
-    route = asked.url_rule.rule if asked.url_rule else "none"
+    request = environ.get("werkzeug.request")  # none where the gateway has refused
+    if request is not None:
+        route = request.url_rule.rule if request.url_rule else "none"
+        series(SECONDS, "total").observe(seconds)
+    else:
+        route = PREDICT if environ["PATH_INFO"] == PREDICT else "none"
     series(REQUESTS, route, status).inc()
-    series(SECONDS, "total").observe(seconds)
-    line = {
-        **asked.environ[LINE],
-        "method": asked.method,
+    entry = {
+        **line.get(),
+        "method": environ["REQUEST_METHOD"],
         "route": route,
         "status": status,
-        "bytes": asked.content_length or 0,
+        "bytes": get_content_length(environ) or 0,
         "ms": round(1000 * seconds, 2),
     }
-    log.info("%s", msgspec.json.encode(line).decode())
+    log.info("%s", msgspec.json.encode(entry).decode())
 
 
-def classified(
-    asked: Request, model: str, label: str, uncertain: bool, decode: float, infer: float
-) -> None:
-    """Count an image that has been answered; `decode` and `infer` are seconds."""
-    series(PREDICTIONS, model, label).inc()
-    if uncertain:
+def classified(model: str, prediction: Prediction) -> None:
+    """Count the prediction for an image, and note its times for the log."""
+    series(PREDICTIONS, model, prediction.classes[0][0]).inc()
+    if prediction.uncertain:
         series(UNCERTAIN, model).inc()
-    line = asked.environ[LINE]
-    for stage, seconds in (("decode", decode), ("infer", infer)):
+    entry = line.get()
+    for stage, seconds in (
+        ("decode", prediction.decode_seconds),
+        ("infer", prediction.inference_seconds),
+    ):
         series(SECONDS, stage).observe(seconds)
-        line[f"{stage}_ms"] = round(line.get(f"{stage}_ms", 0) + 1000 * seconds, 2)
+        entry[f"{stage}_ms"] = round(entry.get(f"{stage}_ms", 0) + 1000 * seconds, 2)
+
+
+def rejected(code: str) -> None:
+    """Count an image or a request that was refused."""
+    series(REJECTED, code).inc()
 
 
 def count_models(models: Mapping[str, LoadedModel], number: int) -> None:
-    """Say of models that they are in service (1), or no longer (0)."""
-    for name, served in models.items():
-        MODEL.labels(name, served.bundle.version).set(number)
+    """Record that models are loaded (1), or no longer (0)."""
+    for name, model in models.items():
+        MODEL.labels(name, model.bundle.version).set(number)
 
 
 def metrics() -> Response:
@@ -120,9 +130,9 @@ def metrics() -> Response:
     if folder := os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
         for pid in {int(path.stem.rpartition("_")[2]) for path in Path(folder).glob("*.db")}:
             if not is_alive(pid):
-                mark_process_dead(pid)
+                mark_process_dead(pid)  # type: ignore[no-untyped-call]
         registry = CollectorRegistry()
-        MultiProcessCollector(registry)
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
     return Response(generate_latest(registry), content_type=CONTENT_TYPE_LATEST)
 
 

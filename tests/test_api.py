@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rest_api.app import create_app, reload
+from rest_api import __version__
+from rest_api.app import create_app
 from rest_api.settings import DEFAULT_MODEL, Settings
 from tests.support import FROG, encode, post, rename
 
@@ -148,8 +149,7 @@ def test_own_failure_answers_in_json_without_a_trace(monkeypatch):
     def broken(images):
         raise RuntimeError("secret path /home/me")
 
-    served = app.extensions["models"]["cifar10"]
-    monkeypatch.setitem(app.extensions["models"], "cifar10", replace(served, predict=broken))
+    app.models["cifar10"] = replace(app.models["cifar10"], predict=broken)
     response = post(app.test_client(), FROG.read_bytes())
     message = refused(response, 500, "internal_server_error")
     assert "secret" not in message
@@ -157,7 +157,7 @@ def test_own_failure_answers_in_json_without_a_trace(monkeypatch):
 
 def test_applications_do_not_share_state():
     first, second = create_app(), create_app()
-    assert first.extensions["models"]["cifar10"] is not second.extensions["models"]["cifar10"]
+    assert first.models["cifar10"] is not second.models["cifar10"]
 
 
 def files(*contents: bytes) -> dict:
@@ -274,7 +274,7 @@ def test_models_are_listed_and_chosen_by_name_the_first_by_default(two_bundles):
 
 def test_folder_of_bundles_stands_for_all_in_it(two_bundles):
     app = create_app(Settings(models=(two_bundles,)))
-    assert list(app.extensions["models"]) == ["first", "second"]
+    assert list(app.models) == ["first", "second"]
 
 
 def test_reload_takes_up_a_replaced_bundle_and_refuses_a_bad_one(two_bundles):
@@ -282,10 +282,10 @@ def test_reload_takes_up_a_replaced_bundle_and_refuses_a_bad_one(two_bundles):
     client = app.test_client()
     rename(two_bundles / "first", "first", version="new")
     assert client.get("/models").get_json()["models"][0]["version"] != "new"
-    reload(app)
+    app.reload()
     assert client.get("/models").get_json()["models"][0]["version"] == "new"
     (two_bundles / "first" / "model.int8.tflite").write_bytes(b"broken")
-    reload(app)
+    app.reload()
     answer = post(client, FROG.read_bytes()).get_json()
     assert answer["predictions"][0]["label"] == "frog"
     assert answer["model"]["version"] == "new"
@@ -303,14 +303,14 @@ def test_health_tells_live_from_ready():
     stopping = threading.Event()
     app = create_app(draining=stopping.is_set)
     client = app.test_client()
-    assert client.get("/health/live").get_json() == {"status": "live"}
-    assert client.get("/health/ready").get_json() == {"status": "ready"}
+    assert client.get("/health/live").get_json() == {"status": "live", "version": __version__}
+    assert client.get("/health/ready").get_json() == {"status": "ready", "version": __version__}
     stopping.set()
     refused(client.get("/health/ready"), 503, "draining")
     assert client.get("/health/live").status_code == 200
     assert post(client, FROG.read_bytes()).status_code == 200  # it still answers
     stopping.clear()
-    app.extensions["models"] = {}
+    app.models = {}
     refused(client.get("/health/ready"), 503, "not_ready")
 
 
@@ -334,7 +334,7 @@ def test_metrics_count_requests_stages_refusals_and_predictions(client):
     post(client, b"hello")
     assert {line: metric(client, line) - before[line] for line in lines} == lines
     assert metric(client, "classifier_in_flight") == 1  # the one that asks
-    version = create_app().extensions["models"]["cifar10"].bundle.version
+    version = create_app().models["cifar10"].bundle.version
     assert metric(client, f'classifier_model{{name="cifar10",version="{version}"}}') == 1
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rest_api.app import run_undisturbed
+from rest_api.app import schedule_in_batches
 from rest_api.settings import DEFAULT_MODEL
 from tests.support import ROOT, ask, free_port, server
 
@@ -80,7 +80,7 @@ def test_server_runs_where_its_scheduling_cannot_be_changed(monkeypatch):
     monkeypatch.setattr(os, "SCHED_BATCH", 3, raising=False)
     monkeypatch.setattr(os, "sched_setscheduler", refuse, raising=False)
     monkeypatch.setattr(os, "sched_param", int, raising=False)
-    run_undisturbed()
+    schedule_in_batches()
 
 
 def test_keras_engine_serves_the_same_answer():

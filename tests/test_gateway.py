@@ -1,4 +1,4 @@
-"""The door: how requests are taken in, and which of them reach the application."""
+"""The gateway: how requests are taken in, and which of them reach the application."""
 
 import asyncio
 import json
@@ -9,6 +9,7 @@ import pytest
 from granian.rsgi import ProtocolClosed
 
 from rest_api import gateway
+from rest_api.api import refusal
 from rest_api.gateway import Gateway
 
 
@@ -46,17 +47,17 @@ class Client:
 
 
 def application(environ, start_response):
-    """Answers with what it was asked."""
+    """Answers with what it was sent."""
     start_response("200 OK", [("X-Path", environ["PATH_INFO"])])
     return [environ["CONTENT_LENGTH"].encode(), b":", environ["wsgi.input"].read()]
 
 
 def ask(*clients: Client, wsgi=application, threads=1, queue=0, max_body=100) -> list:
     """The answers to clients that come at the same time."""
-    entrance = Gateway(wsgi, threads, queue, max_body)
+    gate = Gateway(wsgi, refusal, threads, queue, max_body)
 
     async def all_at_once() -> None:
-        await asyncio.gather(*(entrance.__rsgi__(client.scope, client) for client in clients))
+        await asyncio.gather(*(gate.__rsgi__(client.scope, client) for client in clients))
 
     asyncio.run(all_at_once())
     return [client.answer for client in clients]
@@ -159,16 +160,16 @@ def test_full_queue_is_refused_at_once_and_told_when_to_come_back():
     assert health[0] == 200
 
 
-def test_place_is_free_again_after_a_failure():
+def test_slot_is_free_again_after_a_failure():
     def wsgi(environ, start_response):
         raise RuntimeError
 
-    entrance = Gateway(wsgi, threads=1, queue=0, max_body=100)
+    gate = Gateway(wsgi, refusal, threads=1, queue=0, max_body=100)
     for _ in range(2):
         client = Client(b"x")
         with pytest.raises(RuntimeError):
-            asyncio.run(entrance.__rsgi__(client.scope, client))
-    assert entrance.places == 1
+            asyncio.run(gate.__rsgi__(client.scope, client))
+    assert gate.slots == 1
 
 
 def test_request_that_has_waited_too_long_is_refused(monkeypatch):
@@ -192,22 +193,22 @@ def test_requests_that_wait_hold_it_until_they_are_answered(monkeypatch):
         assert leave.wait(30)
         return application(environ, start_response)
 
-    entrance = Gateway(wsgi, threads=1, queue=9, max_body=100)
+    gate = Gateway(wsgi, refusal, threads=1, queue=9, max_body=100)
     waiting, late, after = [Client(b"x" * 90) for _ in range(2)], Client(b"x" * 90), Client(b"x")
 
     async def one_after_another() -> None:
-        tasks = [asyncio.create_task(entrance.__rsgi__(each.scope, each)) for each in waiting]
+        tasks = [asyncio.create_task(gate.__rsgi__(each.scope, each)) for each in waiting]
         while not all(each.read for each in waiting):
             await asyncio.sleep(0.01)
-        await entrance.__rsgi__(late.scope, late)
+        await gate.__rsgi__(late.scope, late)
         leave.set()
         await asyncio.gather(*tasks)
-        await entrance.__rsgi__(after.scope, after)
+        await gate.__rsgi__(after.scope, after)
 
     asyncio.run(one_after_another())
     assert code(late.answer) == "503 overloaded"
     assert [each.answer[0] for each in (*waiting, after)] == [200, 200, 200]
-    assert entrance.held == 0
+    assert gate.buffered_bytes == 0
 
 
 def test_one_request_of_the_largest_size_is_always_taken(monkeypatch):

@@ -118,13 +118,13 @@ def test_sighup_while_the_models_are_loaded_is_not_lost(monkeypatch):
 
     def create_app_and_be_told(*settings, create=app.create_app):
         made = create(*settings)
+        made.reload = lambda: reloaded.append(made)
         os.kill(os.getpid(), signal.SIGHUP)
         return made
 
     monkeypatch.setattr(app.logging, "basicConfig", lambda **_: None)
     monkeypatch.setattr(app.logging.getLogger("rest_api"), "level", 0)  # put back afterwards
     monkeypatch.setattr(app, "create_app", create_app_and_be_told)
-    monkeypatch.setattr(app, "reload", reloaded.append)
     before = signal.getsignal(signal.SIGHUP)
     try:
         app.create_worker(Settings(), multiprocessing.Event())
@@ -133,8 +133,16 @@ def test_sighup_while_the_models_are_loaded_is_not_lost(monkeypatch):
     assert len(reloaded) == 1
 
 
+def listeners(port: int) -> int:
+    """How many sockets listen on a port: each process of the server has its own."""
+    rows = [row.split() for row in Path("/proc/net/tcp").read_text().splitlines()]
+    return sum(row[1].endswith(f":{port:04X}") and row[3] == "0A" for row in rows)
+
+
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="needs Linux's /proc")
 def test_killed_process_is_replaced_and_the_others_go_on():
     with server("--workers", "2") as (process, port):
+        until(lambda: listeners(port) == 2, "one of them does not listen")
         before = set(family(process.pid)) - {process.pid}
         assert len(before) == 2
         victim = min(before)
