@@ -1,8 +1,10 @@
 """Run a bundle's network: a function from images to outputs, safe to call from threads."""
 
+import contextlib
 import importlib
+import os
 import queue
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -65,7 +67,8 @@ def _litert(content: bytes, bundle: Bundle, threads: int) -> Predict:
         return interpreter
 
     try:
-        interpreters = [make_interpreter() for _ in range(threads)]
+        with silent_stderr():
+            interpreters = [make_interpreter() for _ in range(threads)]
     except (ValueError, RuntimeError) as error:
         raise BundleError(f"{bundle.path}: LiteRT cannot load the network: {error}.") from error
     idle: queue.SimpleQueue[Any] = queue.SimpleQueue()  # an interpreter is not thread-safe: lend it
@@ -88,6 +91,19 @@ def _litert(content: bytes, bundle: Bundle, threads: int) -> Predict:
             idle.put(interpreter)
 
     return predict
+
+
+@contextlib.contextmanager
+def silent_stderr() -> Iterator[None]:
+    """Keep LiteRT's native code from writing that it uses XNNPACK; it has no switch for that."""
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nothing:  # noqa: PTH123
+        os.dup2(nothing.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _keras(content: bytes, bundle: Bundle) -> Predict:

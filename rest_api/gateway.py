@@ -13,10 +13,10 @@ import threading
 import time
 from collections.abc import Callable
 from queue import SimpleQueue
-from typing import Any, Protocol
+from typing import Any
 from wsgiref.types import WSGIApplication, WSGIEnvironment
 
-from granian.rsgi import ProtocolClosed  # type: ignore[attr-defined]
+from granian.rsgi import HTTPProtocol, ProtocolClosed, Scope  # type: ignore[attr-defined]
 
 from rest_api.errors import RequestError
 from rest_api.schema import PREDICT
@@ -33,19 +33,6 @@ BUSY = "The server is busy. Ask again after the seconds that Retry-After gives."
 Headers = list[tuple[str, str]]
 Answer = tuple[int, Headers, bytes]
 Jobs = SimpleQueue[tuple[WSGIEnvironment, float, "asyncio.Future[Answer]"]]  # with the deadline
-
-
-class Scope(Protocol):
-    """What RSGI tells of a request."""
-
-    http_version: str
-    server: str
-    client: str
-    scheme: str
-    method: str
-    path: str
-    query_string: str
-    headers: Any
 
 
 class Gateway:
@@ -73,7 +60,7 @@ class Gateway:
         self.slots = threads + queue
         self.buffered_bytes = 0
 
-    async def __rsgi__(self, scope: Scope, protocol: Any) -> None:
+    async def __rsgi__(self, scope: Scope, protocol: HTTPProtocol) -> None:
         with contextlib.suppress(ProtocolClosed):  # the client has gone
             try:
                 answer = await self.answer(scope, protocol)
@@ -81,7 +68,7 @@ class Gateway:
                 answer = call_wsgi(self.refuse(error), wsgi_environ(scope, b"", 0))
             protocol.response_bytes(*answer)
 
-    async def answer(self, scope: Scope, protocol: Any) -> Answer:
+    async def answer(self, scope: Scope, protocol: HTTPProtocol) -> Answer:
         """Read a request and have a thread answer it. Raises RequestError on what is too much."""
         keep = self.max_body if scope.method == "POST" else 0
         expected = min(int(scope.headers.get("content-length", keep)), keep)
@@ -145,7 +132,7 @@ def start_threads(wsgi: WSGIApplication, threads: int, name: str) -> Jobs:
     return jobs
 
 
-async def read(scope: Scope, protocol: Any, keep: int) -> tuple[bytes, int]:
+async def read(scope: Scope, protocol: HTTPProtocol, keep: int) -> tuple[bytes, int]:
     """The body of a request and its size; of one larger than `keep` bytes, nothing is kept.
 
     That one is read to its end all the same: a client that is still sending when the connection

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rest_api import __version__
+from rest_api import __version__, security
+from rest_api.api import App, api, describe
 from rest_api.app import create_app
 from rest_api.settings import DEFAULT_MODEL, Settings
 from tests.support import FROG, encode, post, rename
@@ -367,6 +368,27 @@ def test_rate_limit_is_refused_with_the_seconds_to_wait():
     assert client.get("/health/live").status_code == 200
 
 
+@pytest.mark.parametrize("described_first", [True, False])
+def test_rate_limit_holds_in_whichever_order_the_application_is_put_together(described_first):
+    settings = Settings(rate_limit="1/minute")
+    app = App(settings, draining=lambda: False)
+    app.register_blueprint(api)
+    steps = [lambda: describe(app), lambda: security.init_app(app, settings)]
+    for step in steps if described_first else reversed(steps):
+        step()
+    app.load()
+    statuses = [post(app.test_client(), FROG.read_bytes()).status_code for _ in range(2)]
+    assert statuses == [200, 429]
+
+
+def test_rate_limit_counts_neither_preflights_nor_other_routes():
+    client = create_app(Settings(rate_limit="1/minute")).test_client()
+    for _ in range(3):
+        assert client.options("/predict").status_code == 200
+        assert client.get("/models").status_code == 200
+    assert post(client, FROG.read_bytes()).status_code == 200
+
+
 def test_rate_limit_counts_those_behind_a_trusted_proxy_apart():
     frog = FROG.read_bytes()
 
@@ -394,6 +416,18 @@ def test_cors_is_off_unless_an_origin_is_named(client):
     assert allowed == "https://shop.example"
     other = named.get("/models", headers={"Origin": "https://evil.example"})
     assert "Access-Control-Allow-Origin" not in other.headers
+    assert other.headers["Vary"] == "Origin"
+    assert "Access-Control-Allow-Origin" not in named.get("/health/live", headers=origin).headers
+
+
+def test_preflight_of_a_named_origin_needs_no_key_and_allows_to_send_one():
+    settings = Settings(cors_origins=("https://shop.example",), api_keys=("secret",))
+    client = create_app(settings).test_client()
+    response = client.options("/predict", headers={"Origin": "https://shop.example"})
+    assert response.status_code == 200
+    assert response.headers["Access-Control-Allow-Origin"] == "https://shop.example"
+    assert "X-API-Key" in response.headers["Access-Control-Allow-Headers"]
+    assert "POST" in response.headers["Access-Control-Allow-Methods"]
 
 
 @pytest.mark.parametrize("path", ["/", "/docs", "/models", "/nowhere"])

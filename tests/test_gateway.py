@@ -10,7 +10,9 @@ from granian.rsgi import ProtocolClosed
 
 from rest_api import gateway
 from rest_api.api import refusal
+from rest_api.app import create_app
 from rest_api.gateway import Gateway
+from rest_api.settings import Settings
 
 
 class Client:
@@ -170,6 +172,23 @@ def test_slot_is_free_again_after_a_failure():
         with pytest.raises(RuntimeError):
             asyncio.run(gate.__rsgi__(client.scope, client))
     assert gate.slots == 1
+
+
+def test_refusal_carries_the_headers_of_every_answer_and_is_logged(monkeypatch, caplog):
+    caplog.set_level("INFO", "rest_api.requests")
+    monkeypatch.setattr(gateway, "QUEUE_TIMEOUT", 0)
+    app = create_app(Settings(cors_origins=("https://shop.example",)))
+    headers = {"content-length": "1", "origin": "https://shop.example", "x-request-id": "abc-1"}
+    client = Client(b"x", headers=headers)
+    gate = Gateway(app.wsgi_app, app.refuse, threads=1, queue=0, max_body=100)
+    asyncio.run(gate.__rsgi__(client.scope, client))
+    status, headers, _ = client.answer
+    assert (status, headers["Retry-After"]) == (503, "1")
+    assert headers["X-Request-ID"] == "abc-1"
+    assert headers["Access-Control-Allow-Origin"] == "https://shop.example"
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    (line,) = [json.loads(record.message) for record in caplog.records]
+    assert (line["id"], line["route"], line["status"]) == ("abc-1", "/predict", 503)
 
 
 def test_request_that_has_waited_too_long_is_refused(monkeypatch):

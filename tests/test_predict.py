@@ -59,6 +59,7 @@ def test_folders_are_searched_and_unreadable_files_reported_at_the_end(folder):
 def test_standard_input_is_read():
     done = run("-", "--top", "1", stdin=FROG.read_bytes())
     assert done.stdout.decode().startswith("-  frog 9")
+    assert done.stderr == b""  # no noise from the libraries
     assert done.returncode == 0
 
 

@@ -33,7 +33,7 @@ def stages(image: bytes) -> dict[str, float]:
 
     def parse() -> None:
         with app.request_context(request()) as context:
-            sent_images(context.request)
+            sent_images(context.request, app.settings)
 
     decoded = decode(image, side)
     pixels = to_square(decoded, side, resize)[None]

@@ -1,0 +1,94 @@
+"""The one table of options: what the command line makes of it, and the documentation."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rest_api import app
+from rest_api.settings import MIB, Settings, as_markdown, options, parse_arguments
+from tests.support import ROOT
+
+
+@pytest.fixture(autouse=True)
+def no_environment(monkeypatch):
+    for name in ("PORT", "API_KEYS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_no_arguments_give_the_defaults():
+    assert parse_arguments([]) == Settings()
+
+
+def test_every_setting_has_an_option_and_a_row_of_the_table():
+    assert len({each.flag for each in options()}) == len(Settings.__dataclass_fields__)
+    rows = as_markdown().splitlines()
+    assert "| `--max-body` | MiB of a request | 10 |" in rows
+    assert "| `--cors` | an origin whose pages may send requests from a browser; " in rows[14]
+    assert [row.split("`")[1] for row in rows] == [each.flag for each in options()]
+
+
+def test_units_lists_and_zero_are_read():
+    arguments = "--max-body 3 --drain 0 --model a --model b --cors https://x --rate-limit 9/hour"
+    assert parse_arguments(arguments.split()) == Settings(
+        max_body=3 * MIB,
+        drain=0,
+        models=(Path("a"), Path("b")),
+        cors_origins=("https://x",),
+        rate_limit="9/hour",
+    )
+
+
+def test_environment_gives_what_the_command_line_does_not(monkeypatch, tmp_path):
+    monkeypatch.setenv("PORT", "8000")
+    monkeypatch.setenv("API_KEYS", "one two")
+    assert parse_arguments([]) == Settings(port=8000, api_keys=("one", "two"))
+    (tmp_path / "keys").write_text("three\n")
+    arguments = ["--port", "9000", "--api-keys", str(tmp_path / "keys")]
+    assert parse_arguments(arguments) == Settings(port=9000, api_keys=("three",))
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "complaint"),
+    [
+        ("--port", "99999", "'99999' is not a whole number from 1 to 65535"),
+        ("--port", "http", "'http' is not a whole number"),
+        ("--workers", "0", "from 1 to 256"),
+        ("--engine", "onnx", "invalid choice: 'onnx'"),
+        ("--queue", "-1", "from 0 to 1000"),
+        ("--max-pixels", "1e9", "from 1 to 178"),
+        ("--rate-limit", "often", "'often' is not a rate such as 60/minute"),
+        ("--api-keys", "nowhere", "cannot read nowhere"),
+    ],
+)
+def test_senseless_option_is_refused_by_name(flag, value, complaint, capsys):
+    with pytest.raises(SystemExit) as end:
+        parse_arguments([flag, value])
+    assert end.value.code == 2
+    (line,) = (each for each in capsys.readouterr().err.splitlines() if "error:" in each)
+    assert f"argument {flag}: " in line
+    assert complaint in line
+
+
+def test_command_line_is_read_before_anything_heavy_is_imported():
+    heavy = "('flask', 'numpy', 'prometheus_client', 'granian')"
+    script = f"import sys, rest_api.app; print([m for m in {heavy} if m in sys.modules])"
+    run = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    assert run.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(("platform", "told"), [("darwin", True), ("linux", False)])
+def test_port_that_airplay_has_is_explained_on_macos(monkeypatch, platform, told):
+    def taken(address):
+        raise OSError(48, "Address already in use")
+
+    monkeypatch.setattr(app.sys, "platform", platform)
+    monkeypatch.setattr(app.socket, "create_server", taken)
+    with pytest.raises(SystemExit) as end:
+        app.check(Settings())
+    assert str(end.value).startswith("error: cannot listen on 127.0.0.1:5000: Address already")
+    assert "--port 8000" in str(end.value)
+    assert ("AirPlay" in str(end.value)) == told
