@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.common import command_line, print_table
+from training import import_keras
 from training.photos.backbones import BACKBONES, load_backbone
 from training.photos.inspect import files_in, look, survey
 
@@ -26,6 +27,7 @@ def main() -> None:
     parser.add_argument("--weights", help="file of ImageNet weights (Keras's download)")
     parser.add_argument("--width", type=float, default=1.0, help="MobileNetV2's alpha")
     args = parser.parse_args()
+    import_keras()
     from benchmarks.quality.scores import SCORES, judge
     from training.photos.features import VIEWS, cache_name, features, pooled
 

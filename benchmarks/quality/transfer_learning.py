@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import command_line, mean_and_std, print_table
+from training import import_keras
 
 SEEDS = (0, 1, 2)
 COLUMNS = {
@@ -56,6 +57,7 @@ def main() -> None:
     parser.add_argument("--weights", help="file of ImageNet weights (Keras's download)")
     parser.add_argument("--width", type=float, default=1.0, help="MobileNetV2's alpha")
     args = parser.parse_args()
+    import_keras()
     options = {"weights": args.weights, "width": args.width}
     rows = (
         row(folder.name, [figures_of(folder, seed, args.others, **options) for seed in SEEDS])

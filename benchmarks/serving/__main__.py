@@ -14,6 +14,7 @@ from pathlib import Path
 
 from benchmarks.common import ROOT, command_line, publish
 from benchmarks.serving.load import need_wrk, pictures
+from training import import_keras
 
 PAGE = Path(__file__).with_name("README.md")
 CONNECTIONS = (1, 4, 16, 64)
@@ -26,6 +27,7 @@ def main() -> None:
     parser.add_argument("--short", action="store_true", help="one round at 16 connections")
     args = parser.parse_args()
     need_wrk()
+    import_keras()
     from benchmarks.serving import comparison, report
     from benchmarks.serving.stages import stages
     from training import plots

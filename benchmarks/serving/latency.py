@@ -19,9 +19,11 @@ from rest_api.settings import DEFAULT_MODEL
 REQUESTS = 1000
 
 
-def calls(connection: http.client.HTTPConnection) -> Iterator[tuple[str, Callable, int]]:
+def calls(
+    connection: http.client.HTTPConnection, images: dict[str, bytes]
+) -> Iterator[tuple[str, Callable, int]]:
     """What is timed, and how many times."""
-    images, model = pictures(), load_model(DEFAULT_MODEL)
+    model = load_model(DEFAULT_MODEL)
     photo, side = images["12-megapixel JPEG"], model.bundle.input_size
     yield "256-pixel JPEG", partial(post, connection, images["256-pixel JPEG"]), REQUESTS
     yield "12-megapixel JPEG", partial(post, connection, photo), REQUESTS // 10
@@ -43,11 +45,12 @@ def percentiles(name: str, call: Callable, n: int) -> list[str]:
 
 def main() -> None:
     command_line(__doc__).parse_args()
+    images = pictures()
     with started(own_server()) as (port, _):
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-        ready = first_response(connection, pictures()["256-pixel JPEG"])
+        ready = first_response(connection, images["256-pixel JPEG"])
         print(f"first response {ready:.2f} s after the start\n")
-        rows = (percentiles(*call) for call in calls(connection))
+        rows = (percentiles(*call) for call in calls(connection, images))
         print_table(["what", "p50 (ms)", "p99 (ms)"], rows)
 
 

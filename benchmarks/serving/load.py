@@ -206,15 +206,18 @@ def resident_megabytes(pid: int) -> float:
 def wait_until_idle(pid: int) -> None:
     """Wait for a server that still works on requests whose client has gone."""
 
-    def seconds() -> float:  # that all its processes have worked, in user and kernel mode
+    def activity() -> tuple[float, bool]:
+        """Seconds that all its processes have worked, and whether one wants to work now."""
         stats = [Path(f"/proc/{each}/stat").read_text() for each in family(pid)]
-        ticks = (int(n) for stat in stats for n in stat.rpartition(")")[2].split()[11:13])
-        return sum(ticks) / os.sysconf("SC_CLK_TCK")
+        fields = [stat.rpartition(")")[2].split() for stat in stats]
+        ticks = sum(int(n) for each in fields for n in each[11:13])  # in user and kernel mode
+        return ticks / os.sysconf("SC_CLK_TCK"), any(each[0] == "R" for each in fields)
 
-    before = seconds()
+    before, _ = activity()
     for _ in range(300):
         time.sleep(0.2)
-        if (now := seconds()) - before < 0.04:  # a fifth of a core
+        now, runnable = activity()
+        if now - before < 0.04 and not runnable:  # a fifth of a core
             return
         before = now
     raise RuntimeError("The server still works a minute after its last request.")

@@ -11,6 +11,7 @@ benchmarks/training/README.md; --short measures one round and prints its page in
 from pathlib import Path
 
 from benchmarks.common import command_line, publish
+from training import import_keras
 
 PAGE = Path(__file__).with_name("README.md")
 ROUNDS = 3
@@ -20,6 +21,7 @@ def main() -> None:
     parser = command_line(__doc__)
     parser.add_argument("--short", action="store_true", help="one round of the speeds")
     args = parser.parse_args()
+    import_keras()
     from benchmarks.training import report
 
     publish(report.sections(1 if args.short else ROUNDS), PAGE, short=args.short)

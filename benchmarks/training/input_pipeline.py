@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from benchmarks.common import command_line, print_table
+from training import import_keras
 
 if TYPE_CHECKING:
     from training.cifar10.recipes import Recipe
@@ -73,6 +74,7 @@ def endless_batches(recipe: "Recipe", images: np.ndarray) -> Iterator:
 
 def main() -> None:
     command_line(__doc__).parse_args()
+    import_keras()
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (5 * BATCH, 32, 32, 3), dtype=np.uint8)
     print_table(["augmentation of a batch of 1,024", "images/s"], augmentations(images[:BATCH]))

@@ -10,6 +10,7 @@ from functools import partial
 from unittest.mock import patch
 
 from benchmarks.common import command_line, print_table
+from training import import_keras
 
 
 def rows() -> Iterator[list[str]]:
@@ -50,6 +51,7 @@ def rows() -> Iterator[list[str]]:
 
 def main() -> None:
     command_line(__doc__).parse_args()
+    import_keras()
     from benchmarks.training.speed import matrix_product_gflops
 
     for dtype in ("float32", "bfloat16"):
