@@ -1,7 +1,9 @@
 """Train, evaluate and export image classifiers. Needs TensorFlow; what it exports does not."""
 
 import os
+import sys
 import time
+from importlib.util import find_spec
 
 STARTED = time.perf_counter()  # before TensorFlow's import, so that reported times include it
 
@@ -9,11 +11,21 @@ STARTED = time.perf_counter()  # before TensorFlow's import, so that reported ti
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
+def check_installed() -> None:
+    """Exit with one line that says how to install what training needs, if it is not there."""
+    if not find_spec("tensorflow"):
+        sys.exit(
+            'error: training needs TensorFlow: pip install "cifar10-cnn[train]", '
+            "or in a clone: pip install -r requirements.txt"
+        )
+
+
 def import_keras() -> None:
     """Import Keras without what TensorFlow logs to stderr meanwhile, whatever the log level.
 
     Commands call this once their arguments are read, so that --help takes no time.
     """
+    check_installed()
     stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nowhere, 2)  # TensorFlow writes to the descriptor, not to sys.stderr

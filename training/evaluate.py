@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from rest_api.bundle import FILENAMES, BundleError, load_bundle
 from rest_api.engine import Outputs, Predict, load_engine
-from training import import_keras, metrics
+from training import check_installed, import_keras, metrics
 from training.files import replacing
 
 
@@ -88,6 +88,7 @@ def main() -> None:
         "--output", type=Path, help="folder for plots and figures (runs/evaluate-BUNDLE)"
     )
     args = parser.parse_args()
+    check_installed()
     if args.engine == "keras":
         import_keras()
     from training import plots

@@ -1,10 +1,9 @@
 """Measures of a classifier. Probabilities are (N, classes), labels (N,) integers.
 
-SciPy's larger modules, which take a second to import, are imported where they are used.
+SciPy is imported where it is used: importing it takes time, and the server does not install it.
 """
 
 import numpy as np
-from scipy import special
 
 VIEWS = ((0, 0), (-1, -1), (1, 1))  # pixels down and right
 VIEW_WEIGHTS = (0.5, 0.25, 0.25)
@@ -27,6 +26,8 @@ def views(images: np.ndarray) -> list[tuple[float, np.ndarray]]:
 
 def softmax(logits: np.ndarray) -> np.ndarray:
     """Probabilities over the last axis."""
+    from scipy import special
+
     return special.softmax(logits, axis=-1)
 
 
@@ -99,6 +100,7 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     with a probability of (N + 1) / (N + 2): a few images that are all classified rightly would
     otherwise make a network sure of everything (Platt 1999).
     """
+    from scipy import special
     from scipy.optimize import minimize_scalar
 
     doubt = 1 / (len(labels) + 2)
