@@ -8,7 +8,6 @@ FROM python:3.13-slim AS build
 WORKDIR /app
 COPY rest_api/requirements.lock rest_api/requirements.lock
 RUN python -m venv /venv && /venv/bin/pip install --no-cache-dir --no-compile --require-hashes -r rest_api/requirements.lock
-COPY pyproject.toml .
 COPY rest_api rest_api
 COPY bundles bundles
 # Starting it once writes the bytecode of what it uses, which a read-only system cannot.
