@@ -274,7 +274,8 @@ def scatter(points: np.ndarray, class_ids: np.ndarray, labels: Sequence[str]) ->
         zip(legible(labels), cycle("osD^vPX*"), strict=False)
     ):
         x, y = points[class_ids == class_id].T
-        axes.scatter(x, y, 22, MANY[class_id % len(MANY)], marker, label=label, alpha=0.7, lw=0)
+        colour = MANY[class_id % len(MANY)]
+        axes.scatter(x, y, 22, colour, marker=marker, label=label, alpha=0.7, lw=0)
     axes.set(xlabel="first principal component", ylabel="second principal component")
     figure.legend(loc="outside right upper")
     return figure
