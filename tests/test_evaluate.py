@@ -14,7 +14,7 @@ from training.evaluate import evaluate
 
 
 def test_figures_of_a_classifier_that_sees_brightness():
-    """A network that answers by the mean of the pixels, right on three of four images."""
+    """A network that predicts by the mean of the pixels, right on three of four images."""
     images = np.array([50, 50, 200, 200], np.uint8)[:, None, None, None] * np.ones(
         (1, 32, 32, 3), np.uint8
     )
@@ -29,6 +29,7 @@ def test_figures_of_a_classifier_that_sees_brightness():
     assert figures["accuracy"] == figures["accuracy_tta"] == 0.75
     assert figures["accuracy_per_class"] == {"dark": 1.0, "bright": pytest.approx(2 / 3)}
     assert figures["confusion"] == [[1, 0], [1, 2]]
+    assert (figures["coverage"], figures["selective_accuracy"]) == (1, 0.75)
     assert figures["expected_calibration_error"] == pytest.approx(0.05)
     assert json.loads(json.dumps(figures)) == figures
 

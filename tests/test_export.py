@@ -1,6 +1,8 @@
 import contextlib
 import json
-from pathlib import Path
+import shlex
+import subprocess
+import sys
 
 import keras
 import numpy as np
@@ -8,9 +10,11 @@ import pytest
 
 from rest_api.bundle import load_bundle
 from rest_api.engine import Outputs, load_engine
+from tests.support import ROOT, error_of
 from training import export, files, metrics
-from training.cifar10 import networks
-from training.cifar10.data import LABELS
+from training.cifar10 import networks, recipes, train
+from training.cifar10.data import LABELS, load_cifar10
+from training.cifar10.export import deployable
 
 DESCRIPTION = {
     "name": "test",
@@ -44,7 +48,7 @@ def network(data):
 @pytest.fixture(scope="module")
 def bundle(network, data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("export") / "bundle"
-    export.export(export.deployable(network, 0.5), folder, DESCRIPTION, *data)
+    export.export(deployable(network, 0.5), folder, DESCRIPTION, *data)
     return load_bundle(folder)
 
 
@@ -86,7 +90,7 @@ def test_litert_files_use_builtin_operations_alone(bundle):
 def test_formats_that_disagree_write_nothing(network, data, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "MAX_DIFFERENCE", -1)
     with pytest.raises(export.ExportError, match="Float32 LiteRT differs from Keras"):
-        export.export(export.deployable(network, 1.0), tmp_path / "bundle", DESCRIPTION, *data)
+        export.export(deployable(network, 1.0), tmp_path / "bundle", DESCRIPTION, *data)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -104,8 +108,8 @@ def test_formats_may_differ_by_rounding_alone(probability, score, what):
 
 def test_loss_of_accuracy_by_eight_bits_writes_nothing(network, data, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "MAX_LOSS", -1)
-    with pytest.raises(export.ExportError, match="8-bit LiteRT is right on"):
-        export.export(export.deployable(network, 1.0), tmp_path / "bundle", DESCRIPTION, *data)
+    with pytest.raises(export.ExportError, match="8-bit LiteRT has an accuracy of"):
+        export.export(deployable(network, 1.0), tmp_path / "bundle", DESCRIPTION, *data)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -157,6 +161,29 @@ def test_failed_write_leaves_the_old_file(tmp_path):
 
 def test_folder_that_is_no_bundle_is_never_replaced(tmp_path):
     (tmp_path / "thesis.txt").write_text("precious")
-    with pytest.raises(export.ExportError, match="is no bundle"):
-        export.export_run(Path("run"), tmp_path)
+    assert "is no bundle" in error_of("training.export", "run", tmp_path)
     assert (tmp_path / "thesis.txt").exists()
+
+
+@pytest.mark.slow
+def test_command_exports_a_run_and_prints_a_line_that_a_shell_can_take(small_cifar, tmp_path):
+    """An untrained network and random images: chance may decide what 8 bits lose, so none do."""
+    run, bundle = tmp_path / "run-final", tmp_path / "my bundle"
+    for folder in (run, tmp_path / "run"):
+        data, _ = load_cifar10(small_cifar)
+        train.train(recipes.load("classic"), data, None, folder, epochs=1)
+        result = {"recipe": "classic", "epochs": 1, "date": "2026-01-01", "versions": {}}
+        (folder / "result.json").write_text(json.dumps(result))
+    command = [sys.executable, "-m", "training.export", str(run), str(bundle)]
+    done = subprocess.run(
+        [*command, "--data", str(small_cifar)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    line = shlex.split(done.stdout.splitlines()[-1])
+    assert line[-2:] == ["--model", str(bundle)]
+    assert load_bundle(bundle).version == "2026-01-01-run-final"
+    assert (
+        "which run was not trained on" in load_bundle(bundle).manifest["calibration"]["fitted_on"]
+    )
+    for noise in ("absl", "oneDNN", "cuda", "CUDA", "0000"):
+        assert noise not in done.stderr

@@ -63,7 +63,7 @@ def test_views_are_the_image_its_shifts_and_their_mirrors():
     np.testing.assert_array_equal(views[4][1][:, :-1, :-1], images[:, 1:, 1:])
 
 
-def test_threshold_is_reached_by_the_asked_share_of_answers(logits_and_labels):
+def test_threshold_is_reached_by_the_wanted_fraction_of_predictions(logits_and_labels):
     logits, labels = logits_and_labels
     probabilities = metrics.softmax(logits)
     threshold = metrics.threshold_of(probabilities, 0.8)
@@ -79,13 +79,13 @@ def test_selective_figures_of_a_hand_made_case():
     assert metrics.selective(probabilities, labels, 0.95) == (0.0, 1.0)
 
 
-def test_interval_of_a_share_is_wilsons():
+def test_interval_of_a_proportion_is_wilsons():
     # Newcombe 1998, table I: 81 of 263, and 0 of 20
     assert metrics.interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
     assert metrics.interval(0, 20) == pytest.approx((0, 0.1611), abs=1e-4)
 
 
 def test_auroc_counts_pairs_in_the_right_order():
-    familiar, strange = np.array([3.0, 2.0, 1.0]), np.array([2.0, 0.0])
-    pairs = [(f > s) + 0.5 * (f == s) for f in familiar for s in strange]
-    assert metrics.auroc(familiar, strange) == pytest.approx(np.mean(pairs))
+    known, unknown = np.array([3.0, 2.0, 1.0]), np.array([2.0, 0.0])
+    pairs = [(k > u) + 0.5 * (k == u) for k in known for u in unknown]
+    assert metrics.auroc(known, unknown) == pytest.approx(np.mean(pairs))

@@ -1,12 +1,14 @@
 import json
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
 
 from tests.support import ROOT
 from training.cifar10 import records, study, train
+from training.cifar10.recipes import Recipe
 
 
 @pytest.mark.parametrize("name", study.VARIANTS)
@@ -18,18 +20,40 @@ def test_every_variant_of_the_study_takes_a_training_step(name):
     assert np.isfinite(loss)
 
 
-def test_variants_differ_from_what_they_are_measured_against_in_one_thing():
-    def differences(one, other) -> set[str]:
-        return {key for key in vars(one) if vars(one)[key] != vars(other)[key]} - {"optimizer"}
+def settings(recipe: Recipe) -> dict[str, object]:
+    """What decides a training, by name: arguments of partial functions, the optimizer's numbers."""
+    optimizer = recipe.optimizer(10, recipe.epochs)
+    found = vars(recipe) | {"optimizer": type(optimizer), "rate": float(optimizer.learning_rate)}
+    numbers = {k: v for k, v in vars(optimizer).items() if isinstance(v, int | float)}
+    found |= {f"optimizer.{name}": value for name, value in numbers.items()}
+    for name in ("network", "initialise"):
+        if isinstance(found[name], partial):
+            found |= {f"{name}.{k}": v for k, v in found[name].keywords.items()}
+            found[name] = found[name].func, found[name].args
+        else:
+            found[name] = found[name], ()
+    return found
 
-    baseline, fast = study.VARIANTS["blocks-3"], study.VARIANTS["fast"]
-    for name in ("batch-norm", "l2", "dropout"):
-        assert differences(study.VARIANTS[name], baseline) == {"network"}
-    assert differences(study.VARIANTS["augmentation"], baseline) <= {"augmentation", "network"}
-    assert differences(study.VARIANTS["fast-without-lookahead"], fast) == {"lookahead"}
-    assert differences(study.VARIANTS["fast-without-whitening"], fast) == {"initialise"}
-    assert differences(study.VARIANTS["fast-without-bias-scale"], fast) == set()
-    assert differences(study.VARIANTS["fast-with-random-flip"], fast) == {"augmentation"}
+
+@pytest.mark.parametrize(
+    ("variant", "other", "difference"),
+    [
+        ("batch-norm", "blocks-3", {"network.batch_norm"}),
+        ("l2", "blocks-3", {"network.l2"}),
+        ("dropout", "blocks-3", {"network.dropout"}),
+        ("augmentation", "blocks-3", {"augmentation"}),
+        ("all-cures-scaled", "all-cures", {"network.mean", "network.std"}),
+        ("fast-without-whitening", "fast", {"initialise.whitening"}),
+        ("fast-without-dirac", "fast", {"initialise.dirac"}),
+        ("fast-without-bias-scale", "fast", {"optimizer.bias_scale"}),
+        ("fast-without-lookahead", "fast", {"lookahead"}),
+        ("fast-without-label-smoothing", "fast", {"label_smoothing"}),
+        ("fast-with-random-flip", "fast", {"augmentation"}),
+    ],
+)
+def test_variant_differs_from_what_it_is_measured_against_in_one_thing(variant, other, difference):
+    one, two = settings(study.VARIANTS[variant]), settings(study.VARIANTS[other])
+    assert {key for key in one | two if one.get(key) != two.get(key)} == difference
 
 
 def test_unknown_variant_is_refused_with_the_known_ones():

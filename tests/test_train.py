@@ -45,6 +45,7 @@ def kill_after_an_epoch(arguments: list[str], run: Path) -> None:
     process.stderr.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", recipes.names())
 def test_run_killed_by_sigkill_ends_at_the_figures_of_an_uninterrupted_one(
     recipe, small_cifar, tmp_path
@@ -64,6 +65,7 @@ def test_run_killed_by_sigkill_ends_at_the_figures_of_an_uninterrupted_one(
             np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
 
+@pytest.mark.slow
 def test_finished_run_is_not_trained_again(small_cifar, tmp_path):
     arguments = command("classic", small_cifar, tmp_path / "run", "--epochs", "1", "--final")
     first = subprocess.run(arguments, cwd=ROOT, check=True, capture_output=True, text=True)
@@ -81,8 +83,11 @@ def test_finished_run_is_not_trained_again(small_cifar, tmp_path):
     )
     assert other.returncode == 1
     assert "finished run of 1 epochs, not 2" in other.stderr
+    for noise in ("absl", "oneDNN", "cuda", "CUDA", "0000"):
+        assert noise not in first.stderr
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_cleanly(small_cifar, tmp_path):
     arguments = command("classic", small_cifar, tmp_path / "run", "--epochs", "500")
     process = subprocess.Popen(
@@ -139,8 +144,46 @@ def test_other_settings_do_not_continue_a_run(quick, data, tmp_path):
 
 def test_damaged_checkpoint_is_named(quick, data, tmp_path):
     (tmp_path / "checkpoint.npz").write_bytes(b"PK\x03\x04 half a file")
-    with pytest.raises(train.RunError, match=r"checkpoint\.npz does not fit"):
+    with pytest.raises(train.RunError, match=r"checkpoint\.npz is not a checkpoint"):
         train.train(quick, data, None, tmp_path, seed=0)
+
+
+@pytest.mark.parametrize("epochs", [0, -1, 0.03, float("nan"), float("inf")])
+def test_epochs_without_a_whole_step_are_refused_with_the_least_that_works(
+    quick, data, tmp_path, epochs
+):
+    with pytest.raises(train.RunError, match=r"an epoch has 2 steps, .* at least 0\.5\.$"):
+        train.train(quick, data, None, tmp_path, epochs=epochs)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("steps_per_epoch", [1, 2, 7, 22, 351])
+def test_least_epochs_that_the_refusal_names_are_a_step(steps_per_epoch):
+    with pytest.raises(train.RunError) as refusal:
+        train.steps_in(0, steps_per_epoch)
+    least = float(str(refusal.value).split()[-1].removesuffix("."))
+    assert train.steps_in(least, steps_per_epoch) <= 2
+
+
+def test_one_step_of_fast94_has_a_finite_loss(data, tmp_path):
+    _, state = train.train(recipes.load("fast94"), data, None, tmp_path, epochs=1)
+    assert state.step == 1
+    assert np.isfinite(state.history[0]["loss"])
+
+
+@pytest.mark.parametrize("content", ['{"recipe": "classic", "epo', "5", "{}"])
+def test_damaged_result_is_named(quick, tmp_path, content):
+    (tmp_path / "result.json").write_text(content)
+    for read in (train.load_network, lambda run: train.run_recipe("classic", quick, run=run)):
+        with pytest.raises(train.RunError, match=r"result\.json is damaged: ."):
+            read(tmp_path)
+
+
+def test_run_of_an_unknown_recipe_is_named(tmp_path):
+    result = {"recipe": "blocks-1", "epochs": 1, "date": "2026-01-01", "versions": {}}
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    with pytest.raises(train.RunError, match="no recipe 'blocks-1'"):
+        train.load_network(tmp_path)
 
 
 def test_training_learns_a_separable_task(quick, tmp_path):
@@ -154,10 +197,10 @@ def test_training_learns_a_separable_task(quick, tmp_path):
 
 
 def test_batches_of_an_epoch_depend_on_seed_and_epoch_alone(data):
-    how = recipes.load("fast94").augmentation
+    augmentation = recipes.load("fast94").augmentation
 
     def first_batch(epoch: int, seed: int) -> np.ndarray:
-        return next(train.batches_of_epoch(*data, how, 32, epoch, seed))[0]
+        return next(train.batches_of_epoch(*data, augmentation, 32, epoch, seed))[0]
 
     np.testing.assert_array_equal(first_batch(1, 1), first_batch(1, 1))
     assert not np.array_equal(first_batch(1, 1), first_batch(1, 2))
@@ -165,12 +208,12 @@ def test_batches_of_an_epoch_depend_on_seed_and_epoch_alone(data):
 
 
 def test_last_epochs_see_sharp_images_where_the_recipe_says_so():
-    how = Augmentation(flip="random", rotation=10, shift=0.1)
-    recipe = replace(recipes.load("classic"), augmentation=how, sharp_epochs=3)
-    assert train.augmentation_of_epoch(recipe, 56, 60) == how
+    augmentation = Augmentation(flip="random", rotation=10, shift=0.1)
+    recipe = replace(recipes.load("classic"), augmentation=augmentation, sharp_epochs=3)
+    assert train.augmentation_of_epoch(recipe, 56, 60) == augmentation
     for epoch in (57, 59):
         assert train.augmentation_of_epoch(recipe, epoch, 60) == Augmentation(flip="random")
-    assert train.augmentation_of_epoch(replace(recipe, sharp_epochs=0), 59, 60) == how
+    assert train.augmentation_of_epoch(replace(recipe, sharp_epochs=0), 59, 60) == augmentation
 
 
 def test_fractional_epochs_end_within_an_epoch(quick, data, tmp_path):

@@ -35,8 +35,11 @@ def evaluate(
     """
     probabilities, _ = in_batches(predict, images)
     # The mean of log probabilities ranks the classes as the mean of logits does.
-    views = metrics.views(images)
-    averaged = sum(w * np.log(in_batches(predict, view).probabilities + 1e-12) for w, view in views)
+    log_probabilities = [
+        weight * np.log(in_batches(predict, view).probabilities + 1e-12)
+        for weight, view in metrics.views(images)
+    ]
+    averaged = np.sum(log_probabilities, axis=0)
     coverage, selective_accuracy = metrics.selective(probabilities, labels, threshold)
     return {
         "images": len(labels),

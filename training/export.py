@@ -61,21 +61,22 @@ def write_formats(network: "keras.Model", folder: Path) -> None:
 
     builtins_only = {"supported_ops": [tf.lite.OpsSet.TFLITE_BUILTINS]}
     network.save(folder / FILENAMES["keras"])
-    for engine, optimizations in (
-        ("litert-float32", []),
-        ("litert", [tf.lite.Optimize.DEFAULT]),
-    ):
+    optimizations: dict[Engine, list[Any]] = {
+        "litert-float32": [],
+        "litert": [tf.lite.Optimize.DEFAULT],  # 8-bit weights
+    }
+    for engine in optimizations:
         network.export(
             folder / FILENAMES[engine],
             format="litert",
             input_signature=[tf.TensorSpec((None, *network.input_shape[1:]), name="image")],
             verbose=False,
             target_spec=builtins_only,
-            optimizations=optimizations,
+            optimizations=optimizations[engine],
         )
 
 
-def compare_formats(folder: Path, images: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+def compare_formats(folder: Path, images: np.ndarray, labels: np.ndarray) -> dict[Engine, float]:
     """The accuracy of each format, through the code that serves it. Raises ExportError."""
     bundle = load_bundle(folder)
     outputs = {engine: in_batches(load_engine(bundle, engine), images) for engine in FILENAMES}
@@ -238,6 +239,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from training import export  # not this __main__, whose ExportError would be another class
+    import training.export  # not this __main__, whose ExportError would be another class
 
-    export.main()
+    training.export.main()

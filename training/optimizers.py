@@ -4,9 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import keras
+from keras import KerasTensor as Tensor
 from keras import ops
-
-Tensor = keras.KerasTensor  # any backend's
 
 
 class Triangle(keras.optimizers.schedules.LearningRateSchedule):
@@ -47,7 +46,7 @@ class AirbenchSGD(keras.optimizers.Optimizer):
     layer stops after `whiten_bias_steps`.
     """
 
-    scaled = ("beta",)  # endings of the paths of the variables that learn faster
+    scaled: tuple[str, ...] = ("beta",)  # endings of the paths of the variables that learn faster
 
     def __init__(
         self,

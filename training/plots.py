@@ -55,16 +55,17 @@ def legible(labels: Sequence[str]) -> list[str]:
 
     Where the figures' own font lacks a character, another installed one that has it is added.
     """
-    fonts = {"DejaVu Sans": font_manager.findfont("DejaVu Sans")}
-    missing = {c for c in "".join(labels) if c.isprintable()} - glyphs(fonts["DejaVu Sans"])
+    families = ["DejaVu Sans"]
+    missing = {c for c in "".join(labels) if c.isprintable()}
+    missing -= glyphs(font_manager.findfont(families[0]))
     for font in font_manager.fontManager.ttflist if missing else []:
         usable = not font.name.startswith("Last Resort") and "Color" not in font.name
         if usable and (found := missing & glyphs(font.fname)):
-            fonts[font.name] = font.fname
+            families.append(font.name)
             missing -= found
-    matplotlib.rcParams["font.family"] = list(fonts)
-    names = {c: f"[{name_of(c)}]" for c in missing}
-    return [label.translate(str.maketrans(names)) for label in labels]
+    matplotlib.rcParams["font.family"] = families
+    names = {ord(c): f"[{name_of(c)}]" for c in missing}
+    return [label.translate(names) for label in labels]
 
 
 def name_of(character: str) -> str:
@@ -274,7 +275,8 @@ def scatter(points: np.ndarray, class_ids: np.ndarray, labels: Sequence[str]) ->
         zip(legible(labels), cycle("osD^vPX*"), strict=False)
     ):
         x, y = points[class_ids == class_id].T
-        axes.scatter(x, y, 22, MANY[class_id % len(MANY)], marker, label=label, alpha=0.7, lw=0)
+        colour = MANY[class_id % len(MANY)]
+        axes.scatter(x, y, 22, colour, marker=marker, label=label, alpha=0.7, lw=0)
     axes.set(xlabel="first principal component", ylabel="second principal component")
     figure.legend(loc="outside right upper")
     return figure

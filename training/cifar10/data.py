@@ -115,7 +115,8 @@ def _download() -> tuple[Split, Split]:
         train, test = keras.datasets.cifar10.load_data()
     except Exception as error:  # Keras raises bare Exception when the URL cannot be reached
         raise DataError(f"CIFAR-10 could not be downloaded: {error}. {HELP}") from error
-    return tuple((images, labels.ravel().astype(np.int64)) for images, labels in (train, test))
+    train, test = ((images, labels.ravel().astype(np.int64)) for images, labels in (train, test))
+    return train, test
 
 
 def split_validation(images: np.ndarray, labels: np.ndarray) -> tuple[Split, Split]:

@@ -8,11 +8,10 @@ from collections.abc import Sequence
 
 import keras
 import numpy as np
+from keras import KerasTensor as Tensor
 from keras import layers, ops
 
 from training.cifar10.data import CIFAR10_MEAN, CIFAR10_STD
-
-Tensor = keras.KerasTensor
 
 
 def vgg(

@@ -45,8 +45,7 @@ REGULARISATION = {
     ),
 }
 
-BUDGET = {"epochs": 6, "resolution": {0: 24, 4: 32}}
-fast = replace(airbench94.recipe, **BUDGET)
+fast = replace(airbench94.recipe, epochs=6, resolution={0: 24, 4: 32})
 TRICKS = {
     "fast": fast,
     "fast-without-whitening": replace(fast, initialise=partial(initialise, whitening=False)),

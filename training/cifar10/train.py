@@ -270,13 +270,15 @@ def run_recipe(
     run = run or directory(name, seed, final)
     if (run / RESULT).exists():
         return finished(run, recipe.epochs if epochs is None else epochs)
-    images, test = load_cifar10(data)
-    images, validation = (images, None) if final else split_validation(*images)
+    trained_on, test = load_cifar10(data)
+    validation = None
+    if not final:
+        trained_on, validation = split_validation(*trained_on)
     network, state = train(
-        recipe, images, validation, run, seed=seed, epochs=epochs, started=started
+        recipe, trained_on, validation, run, seed=seed, epochs=epochs, started=started
     )
     evaluation = time.perf_counter()
-    images, labels = test if final else validation
+    images, labels = validation or test
     logits, logits_tta = predict_views(network, images)
     evaluation = time.perf_counter() - evaluation
     plots.save(plots.curves(state.history, run.name), run / CURVES)
