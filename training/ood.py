@@ -1,87 +1,80 @@
-"""How familiar a photo is to a classifier, so that "none of these" can be an answer.
+"""Out-of-distribution (OOD) scores that are served, so that "none of these" can be an answer.
 
-Softmax divides all of its belief among the classes that it knows; of a photo of anything else it
-is often just as sure. Each function here makes another score, the larger the more familiar, as
-Keras layers that are exported with the network.
-`python -m benchmarks.quality.ood_scores` compares them.
+Softmax divides all probability among the known classes, often with confidence also for a photo of
+anything else. A score here is larger for photos like those of the training, and is made of Keras
+layers that are exported with the network. `python -m benchmarks.quality.ood_scores` compares more.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import keras
 import numpy as np
 from keras import ops
 
-COMPONENTS = 64  # directions of the features that distances are measured in
-SHRINKAGE = 0.1  # of their variances towards the mean variance, where photos are few
-
-
-@dataclass(frozen=True)
-class Known:
-    """What a score is fitted on: the features (N, D) and labels (N,) of training photos."""
-
-    features: np.ndarray
-    labels: np.ndarray
-
-    @property
-    def centroids(self) -> np.ndarray:
-        """The mean of each class, (classes, D)."""
-        return np.stack([self.features[self.labels == c].mean(0) for c in np.unique(self.labels)])
-
+COMPONENTS = 32  # principal directions that have a variance of their own
 
 # features (N, D) and logits (N, classes), symbolic → score (N,)
 Score = Callable[[keras.KerasTensor, keras.KerasTensor], keras.KerasTensor]
 
 
-def probability(known: Known) -> Score:
-    """The probability of the best class (Hendrycks & Gimpel 2017, arXiv:1610.02136)."""
-    return lambda features, logits: ops.max(ops.softmax(logits), -1)
+def above_background(features: keras.KerasTensor, logits: keras.KerasTensor) -> keras.KerasTensor:
+    """The log odds that a photo is of a class, where the last logit is the background's.
 
-
-def energy(known: Known) -> Score:
-    """The log of the summed exponentials of the logits (Liu et al. 2020, arXiv:2010.03759)."""
-    return lambda features, logits: ops.logsumexp(logits, -1)
-
-
-def cosine(known: Known) -> Score:
-    """The cosine between the nearest class and the photo, both seen from the mean of all photos.
-
-    After Techapanurak, Suganuma & Okatani 2019 (arXiv:1905.10628), who train for it, too.
+    Outlier exposure (Hendrycks, Mazeika & Dietterich 2019, arXiv:1812.04606).
     """
-    middle = known.features.mean(0)
-    directions = known.centroids - middle
-    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    return ops.logsumexp(logits[:, :-1], -1) - logits[:, -1]
 
-    def score(features, logits):
-        # |f - m|² = |f|² - 2 f·m + |m|²
-        lengths = linear(-2 * middle[:, None], middle @ middle, "from_the_mean")(features)[:, 0]
-        lengths = ops.sqrt(ops.maximum(lengths + ops.sum(ops.square(features), -1), 1e-6))
-        along = linear(directions.T, -directions @ middle, "along_the_classes")(features)
-        return ops.max(along, -1) / lengths
+
+def mahalanobis(features: np.ndarray, class_ids: np.ndarray) -> Score:
+    """Minus the squared Mahalanobis distance to the nearest class mean (Lee et al. 2018,
+    arXiv:1807.03888), fitted on the features (N, D) and class ids (N,) of training photos.
+
+    The covariance has COMPONENTS principal directions and one variance for all others (Tipping &
+    Bishop 1999), shrunk as Ledoit & Wolf have it. Both matter where photos are few: the first
+    directions fit the noise of the photos that they were found in, so a distance in them alone is
+    larger for these than for new photos, and rejects what the classifier was trained on.
+    """
+    means = np.stack([features[class_ids == each].mean(0) for each in np.unique(class_ids)])
+    within = features - means[class_ids]
+    shrinkage, mean_variance = ledoit_wolf(within)
+    _, spread, directions = np.linalg.svd(within, full_matrices=False)
+    rank = min(COMPONENTS, len(spread) // 2)
+    variances = spread**2 / len(within)
+    others = variances[rank:].sum() / (within.shape[1] - rank)
+    variances, other = (
+        (1 - shrinkage) * each + shrinkage * mean_variance for each in (variances[:rank], others)
+    )
+    # In units of the other directions' deviation, the squared distance is |z|² less a part of it
+    # in the principal directions, whose variances are larger.
+    centre = means.mean(0)
+    principal = directions[:rank].T * np.sqrt(1 - other / variances)  # (D, rank)
+    centred = (means - centre) / np.sqrt(other)  # (classes, D)
+    weighted = centred - centred @ principal @ principal.T
+    offsets = (weighted * centred).sum(1)
+
+    def score(features: keras.KerasTensor, logits: keras.KerasTensor) -> keras.KerasTensor:
+        variance = np.full(len(centre), other)
+        z = keras.layers.Normalization(mean=centre, variance=variance, name="centred")(features)
+        along = linear(principal, 0.0, "principal")(z)
+        # d(z, c)² = |z|² - |along|² - 2 z·weighted + c·weighted
+        nearest = linear(2 * weighted.T, -offsets, "nearest_class")(z)
+        squares = ops.sum(ops.square(z), -1) - ops.sum(ops.square(along), -1)
+        return ops.max(nearest, -1) - squares
 
     return score
 
 
-def mahalanobis(known: Known) -> Score:
-    """Minus the squared Mahalanobis distance to the nearest class (Lee et al. 2018,
-    arXiv:1807.03888), in the leading principal components and with a shrunk covariance."""
-    middle = known.features.mean(0)
-    directions = np.linalg.svd(known.features - middle, full_matrices=False)[2][:COMPONENTS].T
-    within = (known.features - known.centroids[known.labels]) @ directions  # (N, components)
-    covariance = np.cov(within, rowvar=False)
-    even = np.eye(len(covariance)) * np.trace(covariance) / len(covariance)
-    covariance = (1 - SHRINKAGE) * covariance + SHRINKAGE * even
-    whiten = directions @ np.linalg.inv(np.linalg.cholesky(covariance)).T  # (D, components)
-    centroids = (known.centroids - middle) @ whiten  # (classes, components)
-
-    def score(features, logits):
-        z = linear(whiten, -middle @ whiten, "whiten")(features)
-        # |z - c|² = |z|² - 2 z·c + |c|²
-        nearest = linear(2 * centroids.T, -(centroids**2).sum(1), "nearest_class")(z)
-        return ops.max(nearest, -1) - ops.sum(ops.square(z), -1)
-
-    return score
+def ledoit_wolf(centred: np.ndarray) -> tuple[float, float]:
+    """The optimal shrinkage, 0..1, of the covariance of rows (N, D) towards an isotropic one, and
+    the variance of that (Ledoit & Wolf 2004, doi:10.1016/S0047-259X(03)00096-4)."""
+    count, size = centred.shape
+    gram = centred @ centred.T / count if count < size else centred.T @ centred / count
+    squares = np.square(centred).sum(1)
+    variance = squares.mean() / size
+    covariance_norm = np.square(gram).sum()
+    dispersion = covariance_norm - size * variance**2
+    error = (np.square(squares).sum() / count - covariance_norm) / count
+    return float(np.clip(error / dispersion, 0, 1)), float(variance)
 
 
 def linear(kernel: np.ndarray, bias: np.ndarray | float, name: str) -> keras.layers.Dense:
@@ -91,11 +84,3 @@ def linear(kernel: np.ndarray, bias: np.ndarray | float, name: str) -> keras.lay
     layer.build((None, inputs))
     layer.set_weights([kernel, np.broadcast_to(bias, outputs)])
     return layer
-
-
-SCORES: dict[str, Callable[[Known], Score]] = {
-    "probability": probability,
-    "energy": energy,
-    "cosine": cosine,
-    "mahalanobis": mahalanobis,
-}

@@ -1,6 +1,99 @@
-"""`python -m training.transfer`: see training/photos/transfer.py."""
+"""Train a classifier on a folder of photos: `python -m training.transfer PHOTOS`.
 
-from training.photos.transfer import main
+The same command continues a run that was interrupted. See training/photos/transfer.py.
+"""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from rest_api.bundle import BundleError, Resize
+from training.photos.backbones import BACKBONES, WeightsError
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Train a classifier on a folder of photos.")
+    add = parser.add_argument
+    add("photos", type=Path, help="a folder that holds one folder of photos per class")
+    add("--output", type=Path, help="the bundle's folder (bundles/NAME-OF-PHOTOS)")
+    add("--backbone", choices=list(BACKBONES), default="mobilenetv2", help="(%(default)s)")
+    add("--compare", nargs="+", choices=list(BACKBONES), help="train several, print a table")
+    add("--weights", help="file of ImageNet weights, or 'random' (Keras's download)")
+    add("--width", type=float, default=1.0, help="MobileNetV2's alpha (%(default)s)")
+    add("--size", type=at_least(32), help="pixels per side of the images (the backbone's)")
+    add("--resize", choices=get_args(Resize), default="squash", help="(%(default)s)")
+    add("--background", type=Path, help="photos of anything else, to be rejected")
+    add("--saved-model", action="store_true", help="also write a TensorFlow SavedModel")
+    add("--no-tuning", action="store_true", help="train the head only")
+    add("--seed", type=at_least(0), default=0, help="of split and training (%(default)s)")
+    return parser.parse_args()
+
+
+def at_least(low: int) -> Any:
+    """An argparse type: a whole number from `low` on."""
+
+    def whole_number(text: str) -> int:
+        if not text.isdecimal() or int(text) < low:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {low} on")
+        return int(text)
+
+    return whole_number
+
+
+def main() -> None:
+    args = parse_arguments()
+    # Imported late, because TensorFlow takes seconds that --help need not wait for.
+    from training.checkpoint import RunError
+    from training.export import ExportError
+    from training.photos.inspect import PhotosError
+    from training.photos.report import as_lines
+    from training.photos.transfer import transfer
+
+    output = args.output or Path("bundles", args.photos.resolve().name)
+    names = args.compare or [args.backbone]
+    rows = []
+    try:
+        for name in names:
+            destination = output.with_name(f"{output.name}-{name}") if args.compare else output
+            figures, _ = transfer(
+                args.photos,
+                destination,
+                backbone=name,
+                weights=args.weights,
+                width=args.width,
+                image_size=args.size,
+                resize=args.resize,
+                background=args.background,
+                tuning=not args.no_tuning,
+                saved_model=args.saved_model,
+                seed=args.seed,
+            )
+            rows.append(figures)
+            print("\n".join(f"{name:<32}{value}" for name, value in as_lines(figures).items()))
+            serve = shlex.join(["python", "rest_api/app.py", "--model", str(destination)])
+            print(f"Serve it: {serve}", flush=True)
+    except (PhotosError, WeightsError, RunError, BundleError, ExportError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("\nStopped. The same command continues where it stopped.")
+    if args.compare:
+        print(comparison(names, rows))
+
+
+def comparison(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
+    """A table of backbones."""
+    lines = ["| backbone | accuracy | 8-bit network (MB) | one photo (ms) | minutes |"]
+    lines.append("|---|---:|---:|---:|---:|")
+    for name, row in zip(names, rows, strict=True):
+        lines.append(
+            f"| {name} | {row['accuracy']:.1%} | {row['megabytes']:.1f} "
+            f"| {row['milliseconds']:.1f} | {row['seconds'] / 60:.1f} |"
+        )
+    return "\n".join(lines)
+
 
 if __name__ == "__main__":
     main()

@@ -14,7 +14,7 @@ import numpy as np
 from benchmarks.common import command_line, print_table
 from training import import_keras
 from training.photos.backbones import BACKBONES, load_backbone
-from training.photos.inspect import files_in, look, survey
+from training.photos.inspect import files_in, inspect, survey
 
 SEEDS = (0, 1, 2)
 
@@ -32,10 +32,10 @@ def main() -> None:
     from training.photos.features import VIEWS, cache_name, features, pooled
 
     maps = load_backbone(args.backbone, args.weights, width=args.width)
-    network = pooled(maps, BACKBONES[args.backbone].side)
+    network = pooled(maps, BACKBONES[args.backbone].image_size)
     cache = Path("runs", "features", cache_name(network, "squash"))
     tasks = {folder.name: survey(folder).photos for folder in args.photos}
-    others = {f.name: look([(path, "") for path in files_in(f)])[0] for f in args.others}
+    others = {f.name: inspect([(path, "") for path in files_in(f)])[0] for f in args.others}
     vectors = {
         name: features(network, photos, cache, views=VIEWS if name in tasks else 1)
         for name, photos in (tasks | others).items()

@@ -1,6 +1,7 @@
 """OOD scores that are compared with the served ones of training.ood, but not served themselves.
 
-Each function makes a score, the larger the more like the known photos, from features and logits.
+Each function makes a score, the larger the more like the known photos, from their features (N, D)
+and class ids (N,).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,28 +12,29 @@ from keras import ops
 
 from benchmarks.common import fpr95
 from training import metrics
-from training.ood import Known, Score, linear, mahalanobis
+from training.ood import Score, linear, mahalanobis
+from training.photos.head import best_penalty, fit_heads
 from training.photos.inspect import Photo, split
-from training.photos.tuning import best_penalty, fit_heads
 
 
-def probability(known: Known) -> Score:
+def probability(features: np.ndarray, class_ids: np.ndarray) -> Score:
     """The probability of the best class (Hendrycks & Gimpel 2017, arXiv:1610.02136)."""
     return lambda features, logits: ops.max(ops.softmax(logits), -1)
 
 
-def energy(known: Known) -> Score:
+def energy(features: np.ndarray, class_ids: np.ndarray) -> Score:
     """The log of the summed exponentials of the logits (Liu et al. 2020, arXiv:2010.03759)."""
     return lambda features, logits: ops.logsumexp(logits, -1)
 
 
-def cosine(known: Known) -> Score:
+def cosine(features: np.ndarray, class_ids: np.ndarray) -> Score:
     """The cosine between the nearest class and the photo, as seen from the mean of all photos.
 
     After Techapanurak, Suganuma & Okatani 2019 (arXiv:1905.10628), who train for it, too.
     """
-    mean = known.features.mean(0)
-    directions = known.centroids - mean
+    mean = features.mean(0)
+    centroids = [features[class_ids == each].mean(0) for each in np.unique(class_ids)]
+    directions = np.stack(centroids) - mean
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
 
     def score(features, logits):
@@ -45,7 +47,7 @@ def cosine(known: Known) -> Score:
     return score
 
 
-SCORES: dict[str, Callable[[Known], Score]] = {
+SCORES: dict[str, Callable[[np.ndarray, np.ndarray], Score]] = {
     "probability": probability,
     "energy": energy,
     "cosine": cosine,
@@ -53,11 +55,12 @@ SCORES: dict[str, Callable[[Known], Score]] = {
 }
 
 
-def scorer(head: keras.Model, known: Known) -> keras.Model:
-    """A network from features to every score."""
+def scorer(head: keras.Model, features: np.ndarray, class_ids: np.ndarray) -> keras.Model:
+    """A network from features to every score, fitted on those of training photos."""
     inputs = keras.Input(head.input_shape[1:])
     logits = head(inputs)
-    return keras.Model(inputs, {name: fit(known)(inputs, logits) for name, fit in SCORES.items()})
+    scores = {name: fit(features, class_ids)(inputs, logits) for name, fit in SCORES.items()}
+    return keras.Model(inputs, scores)
 
 
 def judge(
@@ -75,7 +78,7 @@ def judge(
     train, validation, test = parts["train"], parts["validation"], parts["test"]
     heads = fit_heads(features[train], class_ids[train], seed)
     best = best_penalty(heads, features[validation][:, 0], class_ids[validation])
-    network = scorer(heads[best], Known(features[train][:, 0], class_ids[train]))
+    network = scorer(heads[best], features[train][:, 0], class_ids[train])
 
     def scores_of(vectors: np.ndarray) -> dict[str, np.ndarray]:
         return network.predict(vectors, verbose=0)

@@ -15,25 +15,26 @@ from training import import_keras
 SEEDS = (0, 1, 2)
 COLUMNS = {
     "accuracy": "accuracy",
-    "accepted": "true-positive rate",
-    "background_auroc": "AUROC",
-    "background_accepted": "false-positive rate",
+    "true_positive_rate": "true-positive rate",
+    "auroc": "AUROC",
+    "false_positive_rate": "false-positive rate",
 }
 
 
 def figures_of(folder: Path, seed: int, others: Path | None, **options: Any) -> dict[str, float]:
     """Train on one split; the figures of its bundle on the test photos and on others."""
     from rest_api.bundle import load_bundle
-    from training.photos.inspect import files_in, look
+    from training.photos.inspect import files_in, inspect
     from training.photos.report import examine
     from training.photos.transfer import gather, transfer
 
     destination = Path("bundles", f"{folder.name}-seed{seed}")
     seconds = transfer(folder, destination, seed=seed, **options)[0]["seconds"]
     test = gather(folder, None, seed)[1].parts["test"]
-    ood = look([(path, "") for path in files_in(others)])[0] if others else []
-    figures, _ = examine(load_bundle(destination), test, ood)
-    return figures | {"minutes": seconds / 60}
+    ood = inspect([(path, "") for path in files_in(others)])[0] if others else []
+    figures, _ = examine(load_bundle(destination), {"test": test}, ood)
+    rate = figures["true_positive_rate"]["test"]
+    return figures | {"true_positive_rate": rate, "minutes": seconds / 60}
 
 
 def row(name: str, splits: Sequence[dict[str, float]]) -> list[str]:
@@ -43,7 +44,7 @@ def row(name: str, splits: Sequence[dict[str, float]]) -> list[str]:
         values = [split[key] for split in splits if key in split]
         if not values:
             cells.append("")
-        elif key.endswith("auroc"):
+        elif key == "auroc":
             cells.append(mean_and_std(values, digits=3))
         else:
             cells.append(mean_and_std([100 * each for each in values], " %", digits=1))

@@ -2,4 +2,5 @@
 
 from training.photos.inspect import main
 
-main()
+if __name__ == "__main__":
+    main()

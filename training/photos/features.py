@@ -1,4 +1,4 @@
-"""What a frozen backbone sees in photos, computed once and kept by the content of the photos."""
+"""Features of photos from a frozen backbone, computed once and cached by the photos' content."""
 
 import contextlib
 import hashlib
@@ -20,25 +20,25 @@ from rest_api.images import decode, to_square
 from training.files import replacing
 from training.photos.inspect import Photo
 
-VIEWS = 4  # of a training photo: itself, mirrored, and random crops
-CROP = (0.6, 1.0)  # share of the sides that a random crop keeps
-LIGHT = (0.8, 1.2)  # factor of brightness and of contrast
+VIEWS = 4  # of a training photo: the photo, its mirror image, and random crops
+CROP = (0.6, 1.0)  # fraction of each side that a random crop keeps
+LIGHT = (0.8, 1.2)  # factors of brightness and of contrast
 SOFTENED = 0.01  # added under the root, whose slope at zero would be infinite
 BATCH = 32
-SAVE_EVERY = 2000  # views, so that an interrupted run loses little
+SAVE_EVERY = 2000  # views, so that an interruption loses little
 
 
-def view_of(photo: Photo, view: int, side: int, resize: Resize) -> np.ndarray:
-    """One of a photo's views, (side, side, 3) uint8; view 0 is what the server makes of it."""
-    image = decode(photo.path.read_bytes(), side)
+def view_of(photo: Photo, view: int, image_size: int, resize: Resize) -> np.ndarray:
+    """One view of a photo, (image_size, image_size, 3) uint8; view 0 is what the server sees."""
+    image = decode(photo.path.read_bytes(), image_size)
     if view >= 2:
         image = random_crop(image, np.random.default_rng([int(photo.digest[:8], 16), view]))
-    pixels = to_square(image, side, resize)
+    pixels = to_square(image, image_size, resize)
     return pixels[:, ::-1] if view == 1 else pixels
 
 
 def random_crop(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """A part of the photo, in another light, mirrored or not."""
+    """A random part of the image, mirrored or not, with random brightness and contrast."""
     width, height = (max(1, round(rng.uniform(*CROP) * each)) for each in image.size)
     left, top = rng.integers(image.width - width + 1), rng.integers(image.height - height + 1)
     image = image.crop((left, top, left + width, top + height))
@@ -48,13 +48,14 @@ def random_crop(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     return ImageEnhance.Contrast(image).enhance(rng.uniform(*LIGHT))
 
 
-def pooled(backbone: keras.Model, side: int | None = None) -> keras.Model:
-    """The network from images (N, side, side, 3), or of any size, to features (N, channels).
+def pooled(backbone: keras.Model, image_size: int | None = None) -> keras.Model:
+    """The network from images (N, image_size, image_size, 3) to features (N, channels).
 
-    Those are the mean of each map over the image, and of that the root, its sign kept: a few large
-    values would drown the others (Perronnin, Sánchez & Mensink 2010).
+    Without `image_size` it takes images of any size. Features are the global average pool and its
+    signed square root, which keeps a few large values from dominating (Perronnin, Sánchez &
+    Mensink 2010).
     """
-    images = keras.Input((side, side, 3), name="image")
+    images = keras.Input((image_size, image_size, 3), name="image")
     mean = keras.layers.GlobalAveragePooling2D()(backbone(images))
     roots = ops.sign(mean) * (ops.sqrt(ops.abs(mean) + SOFTENED) - SOFTENED**0.5)
     return keras.Model(images, roots, name=backbone.name)
@@ -68,18 +69,18 @@ def features(
     resize: Resize = "squash",
     views: int = 1,
 ) -> np.ndarray:
-    """What a network of `pooled` sees in each view of each photo: (N, views, channels) float32.
+    """The features of each view of each photo: (N, views, channels) float32.
 
-    `cache` is the file that keeps them: those in it are not computed again, new ones are added,
-    also when the work is interrupted. One file is for one network and resize policy.
+    `network` is one of `pooled`. Features in the file `cache` are reused, new ones added to it,
+    also when interrupted. Each network and resize policy needs its own file (see cache_name).
     """
-    known = read_cache(cache)
+    known = read_cache(cache, network.output_shape[-1])
     wanted = [(photo, view) for photo in photos for view in range(views)]
     missing = [each for each in wanted if key_of(*each) not in known]
-    side = network.input_shape[1]
+    image_size = network.input_shape[1]
     try:
         with tqdm(total=len(missing), desc="features", unit="view", disable=not missing) as bar:
-            for batch, pixels in batches(missing, side, resize):
+            for batch, pixels in batches(missing, image_size, resize):
                 vectors = network.predict_on_batch(pixels).astype(np.float16)
                 known |= {key_of(*each): v for each, v in zip(batch, vectors, strict=True)}
                 bar.update(len(batch))
@@ -93,15 +94,15 @@ def features(
 
 
 def batches(
-    wanted: Sequence[tuple[Photo, int]], side: int, resize: Resize
+    wanted: Sequence[tuple[Photo, int]], image_size: int, resize: Resize
 ) -> Iterator[tuple[list[tuple[Photo, int]], np.ndarray]]:
-    """Views in batches with their pixels (B, side, side, 3), decoded ahead on other threads."""
+    """Views in batches with their pixels (B, size, size, 3), decoded ahead in threads."""
     waiting = iter(wanted)
     with ThreadPoolExecutor() as threads:
 
         def start() -> list:
             some = list(islice(waiting, BATCH))
-            return [(each, threads.submit(view_of, *each, side, resize)) for each in some]
+            return [(each, threads.submit(view_of, *each, image_size, resize)) for each in some]
 
         ahead = [start(), start()]
         while batch := ahead.pop(0):
@@ -114,28 +115,35 @@ def key_of(photo: Photo, view: int) -> str:
 
 
 def cache_name(network: keras.Model, resize: Resize) -> str:
-    """A file name that differs wherever the features would."""
+    """A file name that changes with everything that features depend on."""
     digest = hashlib.sha256(repr((network.input_shape, resize, CROP, LIGHT, SOFTENED)).encode())
     for weight in network.weights:
         digest.update(weight.numpy().tobytes())
     return f"{network.name}-{digest.hexdigest()[:12]}.npz"
 
 
-def read_cache(path: Path) -> dict[str, np.ndarray]:
-    """The features in a file; none if there is no file, or a damaged one."""
+def read_cache(path: Path, channels: int) -> dict[str, np.ndarray]:
+    """The features in a file; none if it is absent, damaged, or of another shape."""
     damage = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
     with contextlib.suppress(*damage), path.open("rb") as file, np.load(file) as stored:
-        return dict(zip(stored["keys"].tolist(), stored["vectors"], strict=True))
+        keys, vectors = stored["keys"].tolist(), stored["vectors"]
+        if vectors.shape == (len(keys), channels) and np.isfinite(vectors).all():
+            return dict(zip(keys, vectors, strict=True))
     return {}
 
 
 def write_cache(path: Path, known: dict[str, np.ndarray]) -> None:
+    if not known:
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as part:
         np.savez(part, keys=np.array(list(known)), vectors=np.stack(list(known.values())))
 
 
-def answers_to(predict: Predict, photos: Sequence[Photo], side: int, resize: Resize) -> Outputs:
-    """What the network says of photos, as the server would show them to it."""
-    answers = [predict(pixels) for _, pixels in batches([(p, 0) for p in photos], side, resize)]
-    return Outputs(*(np.concatenate(each) for each in zip(*answers, strict=True)))
+def predict_photos(
+    predict: Predict, photos: Sequence[Photo], image_size: int, resize: Resize
+) -> Outputs:
+    """What a network returns for photos, preprocessed as the server does."""
+    wanted = [(photo, 0) for photo in photos]
+    outputs = [predict(pixels) for _, pixels in batches(wanted, image_size, resize)]
+    return Outputs(*(np.concatenate(each) for each in zip(*outputs, strict=True)))

@@ -1,10 +1,10 @@
-"""A folder of photos, one folder a class: what is in it, what is unusable, and how it is split.
+"""Inspect a folder that holds one folder of photos per class, and split it into three parts.
 
-    python -m training.photos PHOTOS      # only look
+    python -m training.photos PHOTOS      # inspect only
 
-A photo's place in the split depends on its content and the seed: a re-run keeps it, and so does a
-folder that has grown. Photos that look alike stay together; one that is added can move those that
-it looks like, and, where a class is so small that a part of it would be empty, one of the others.
+The split hashes each photo's content with the seed, so photos keep their part when the folder
+grows or moves. Near-duplicates stay in one part. Adding a photo can move its near-duplicates, and
+one other photo where a class is so small that a part would be empty.
 """
 
 import argparse
@@ -29,8 +29,8 @@ from rest_api.images import FORMATS, decode
 Part = Literal["train", "validation", "test"]
 SHARES: dict[Part, float] = {"train": 0.7, "validation": 0.15, "test": 0.15}  # of each class
 MIN_PHOTOS = 10  # of a class: fewer cannot be split in three
-NEAR = 4  # of 64 bits of the perceptual hash, in which two photos that look alike may differ
-IMBALANCE = 5  # times as many photos in one class as in another are worth a word
+NEAR = 4  # largest Hamming distance between the 64-bit perceptual hashes of near-duplicates
+IMBALANCE = 5  # ratio of the largest to the smallest class that is worth a note
 EXTENSIONS = {
     "JPEG": {".jpg", ".jpeg", ".jpe", ".jfif"},
     "PNG": {".png"},
@@ -44,30 +44,30 @@ EXTENSIONS = {
 
 
 class PhotosError(Exception):
-    """Nothing can be trained on the folder; the message says why, and what would do."""
+    """The folder cannot be trained on; the message says why, and what would be right."""
 
 
 @dataclass(frozen=True)
 class Photo:
-    """A photo that can be used."""
+    """A usable photo."""
 
     path: Path
     label: str
     digest: str  # SHA-256 of the file
-    looks: int  # perceptual hash, 64 bits
-    format: str  # as Pillow calls it
-    mode: str  # Pillow's, of the file
+    perceptual_hash: int  # 64 bits (imagehash.phash)
+    format: str  # Pillow's name of the file format
+    mode: str  # Pillow's mode of the file
     size: tuple[int, int]  # width, height in pixels
-    group: str = ""  # shared by photos that look alike
+    group: str = ""  # shared by near-duplicates
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What a look at a folder found."""
+    """What inspect found in a folder."""
 
     photos: list[Photo]
-    skipped: list[tuple[Path, str]]  # and why
-    notes: list[str]  # what is used, but should be known
+    skipped: list[tuple[Path, str]]  # with the reason
+    notes: list[str]  # oddities among the photos that are used
 
     @property
     def labels(self) -> list[str]:
@@ -75,33 +75,30 @@ class Survey:
 
 
 def survey(folder: Path) -> Survey:
-    """Look at every file of a folder that holds one folder a class. Raises PhotosError."""
+    """Inspect every file of a folder that holds one folder per class. Raises PhotosError."""
     files = class_files(folder)
-    found, skipped = look(files)
-    photos, doubles = without_copies(found)
-    photos = grouped(photos)
-    result = Survey(photos, sorted(skipped + doubles), notes(photos))
+    photos, unusable = inspect(files)
+    photos, copies = deduplicate(photos)
+    photos, skipped = group_near_duplicates(photos), sorted(unusable + copies)
     for label in sorted({label for _, label in files}):
         usable = sum(photo.label == label for photo in photos)
         if usable < MIN_PHOTOS:
-            why = "".join(f"\n  {path}: {reason}" for path, reason in result.skipped[:10])
+            reasons = "".join(f"\n  {path}: {reason}" for path, reason in skipped[:10])
             raise PhotosError(
-                f"{folder / label} holds {usable} photos that can be used; a class needs at least "
-                f"{MIN_PHOTOS}, and 100 are good. Add some, or take the folder away.{why}"
+                f"{folder / label} holds {usable} usable photos; a class needs at least "
+                f"{MIN_PHOTOS}, better 100. Add some, or remove the folder.{reasons}"
             )
-    return result
+    return Survey(photos, skipped, notes(photos))
 
 
 def class_files(folder: Path) -> list[tuple[Path, str]]:
     """Every file with its class, the name of its folder. Raises PhotosError."""
     if not folder.is_dir():
-        raise PhotosError(f"{folder} is no folder. Give one that holds a folder of photos a class.")
+        raise PhotosError(f"{folder} is not a folder. Give one that holds a folder per class.")
     labels = sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
     if len(labels) < 2:
         names = f"only {labels[0].name!r}" if labels else "none"
-        raise PhotosError(
-            f"{folder} must hold a folder for each class, two at least; it holds {names}."
-        )
+        raise PhotosError(f"{folder} must hold a folder per class, at least two; it holds {names}.")
     files = []
     for label in labels:
         inside = files_in(label)
@@ -112,29 +109,30 @@ def class_files(folder: Path) -> list[tuple[Path, str]]:
 
 
 def files_in(folder: Path) -> list[Path]:
-    """All files below a folder but hidden ones, sorted."""
+    """All files below a folder except hidden ones, sorted."""
     inside = (path for path in folder.rglob("*") if path.is_file())
     return sorted(p for p in inside if not any(n[0] == "." for n in p.relative_to(folder).parts))
 
 
-def look(files: Sequence[tuple[Path, str]]) -> tuple[list[Photo], list[tuple[Path, str]]]:
-    """Read every file as the server would; returns the photos, and the others with the reason."""
+def inspect(files: Sequence[tuple[Path, str]]) -> tuple[list[Photo], list[tuple[Path, str]]]:
+    """Read every (path, label) as the server would: photos, and unusable files with the reason."""
     photos, skipped = [], []
     with ThreadPoolExecutor() as threads:
-        looks = threads.map(lambda file: look_at(*file), files)
-        for (path, _), seen in zip(files, tqdm(looks, "look", len(files)), strict=True):
-            if isinstance(seen, Photo):
-                photos.append(seen)
+        results = threads.map(lambda file: inspect_file(*file), files)
+        bar = tqdm(results, "inspect", len(files), unit="file")
+        for (path, _), result in zip(files, bar, strict=True):
+            if isinstance(result, Photo):
+                photos.append(result)
             else:
-                skipped.append((path, seen))
+                skipped.append((path, result))
     return photos, skipped
 
 
-def look_at(path: Path, label: str) -> Photo | str:
-    """A photo, or why the file is none."""
+def inspect_file(path: Path, label: str) -> Photo | str:
+    """The photo, or the reason why the file is unusable."""
     try:
         data = path.read_bytes()
-        image = decode(data, side=128)
+        image = decode(data, 128)
     except (OSError, RequestError) as error:
         return str(error)
     with Image.open(BytesIO(data), formats=FORMATS) as file:
@@ -145,10 +143,10 @@ def look_at(path: Path, label: str) -> Photo | str:
     )  # fmt: skip
 
 
-def without_copies(photos: Iterable[Photo]) -> tuple[list[Photo], list[tuple[Path, str]]]:
-    """Leave out all but the first of equal files, and all of those that lie in several classes."""
+def deduplicate(photos: Iterable[Photo]) -> tuple[list[Photo], list[tuple[Path, str]]]:
+    """Keep one of several equal files, and none where equal files lie in different classes."""
     kept, skipped = [], []
-    for copies in by(photos, "digest").values():
+    for copies in group_by(photos, "digest").values():
         classes = sorted({photo.label for photo in copies})
         if len(classes) > 1:
             reason = f"the same file lies in {' and '.join(classes)}"
@@ -159,11 +157,11 @@ def without_copies(photos: Iterable[Photo]) -> tuple[list[Photo], list[tuple[Pat
     return kept, skipped
 
 
-def grouped(photos: Sequence[Photo]) -> list[Photo]:
-    """Give photos that look alike the same group: the least digest among them.
+def group_near_duplicates(photos: Sequence[Photo]) -> list[Photo]:
+    """Give near-duplicates the same group: the smallest digest among them.
 
-    Alike are perceptual hashes that differ in up to NEAR bits; two such agree in one of NEAR + 1
-    runs of bits at least, so only photos that share a run are compared.
+    Near-duplicates have perceptual hashes that differ in at most NEAR bits. Cut into NEAR + 1 runs
+    of bits, two such hashes agree in at least one run, so only photos that share one are compared.
     """
     leader = {photo.digest: photo.digest for photo in photos}
 
@@ -176,40 +174,40 @@ def grouped(photos: Sequence[Photo]) -> list[Photo]:
     for run in range(NEAR + 1):
         sharing = defaultdict(list)
         for photo in photos:
-            sharing[photo.looks >> (run * width) & (1 << width) - 1].append(photo)
-        for alike in sharing.values():
-            for one, other in combinations(alike, 2):
-                if (one.looks ^ other.looks).bit_count() <= NEAR:
+            sharing[photo.perceptual_hash >> (run * width) & (1 << width) - 1].append(photo)
+        for candidates in sharing.values():
+            for one, other in combinations(candidates, 2):
+                if (one.perceptual_hash ^ other.perceptual_hash).bit_count() <= NEAR:
                     first, last = sorted((leader_of(one.digest), leader_of(other.digest)))
                     leader[last] = first
     return [replace(photo, group=leader_of(photo.digest)) for photo in photos]
 
 
 def notes(photos: Sequence[Photo]) -> list[str]:
-    """What is used all the same, but should be known."""
+    """Oddities among the photos that are used."""
     found = []
     for photo in photos:
         if photo.path.suffix.lower() not in EXTENSIONS.get(photo.format, ()):
             found.append(f"{photo.path} is a {photo.format} by its content")
-    for alike in by(photos, "group").values():
-        if len({photo.label for photo in alike}) > 1:
-            names = ", ".join(str(photo.path) for photo in alike)
-            found.append(f"these look alike but lie in different classes: {names}")
+    for group in group_by(photos, "group").values():
+        if len({photo.label for photo in group}) > 1:
+            names = ", ".join(str(photo.path) for photo in group)
+            found.append(f"near-duplicates in different classes: {names}")
     counts = Counter(photo.label for photo in photos).most_common()
     (most, many), (least, few) = counts[0], counts[-1]
     if many > IMBALANCE * few:
-        found.append(f"{most} has {many} photos and {least} {few}: the rare class is learnt less")
+        found.append(f"{most} has {many} photos, {least} only {few}: expect more errors on it")
     return found
 
 
 def split(photos: Sequence[Photo], seed: int = 0) -> dict[Part, list[Photo]]:
-    """Divide each class by the hash of its groups.
+    """Split each class by the hash of its groups.
 
-    Where that leaves a small class without photos in a part, the group that is nearest moves there.
+    Where a part of a small class would be empty, the group nearest to its range moves there.
     """
     parts: dict[Part, list[Photo]] = {part: [] for part in SHARES}
-    for _, members in sorted(by(photos, "label").items()):
-        groups = by(members, "group")
+    for _, members in sorted(group_by(photos, "label").items()):
+        groups = group_by(members, "group")
         ranked = sorted((place_of(group, seed), group) for group in groups)
         chosen = {group: part_of(place) for place, group in ranked}
         for part, edge in (("test", 1.0), ("validation", SHARES["train"])):
@@ -222,7 +220,7 @@ def split(photos: Sequence[Photo], seed: int = 0) -> dict[Part, list[Photo]]:
 
 
 def place_of(group: str, seed: int) -> float:
-    """A number from 0 to 1 that is a group's own."""
+    """A pseudo-random number in [0, 1) that depends on the group and the seed."""
     return int(hashlib.sha256(f"{seed}/{group}".encode()).hexdigest()[:13], 16) / 16**13
 
 
@@ -232,7 +230,7 @@ def part_of(place: float) -> Part:
     return "validation" if place < SHARES["train"] + SHARES["validation"] else "test"
 
 
-def by(photos: Iterable[Photo], attribute: str) -> dict[str, list[Photo]]:
+def group_by(photos: Iterable[Photo], attribute: str) -> dict[str, list[Photo]]:
     """Photos by the value of an attribute, in the order of their paths."""
     lists = defaultdict(list)
     for photo in sorted(photos, key=lambda photo: photo.path):
@@ -241,14 +239,14 @@ def by(photos: Iterable[Photo], attribute: str) -> dict[str, list[Photo]]:
 
 
 def report(found: Survey, seed: int = 0) -> str:
-    """The survey as a person reads it."""
+    """The survey as text, with the size of each part of the split."""
     parts = {part: Counter(p.label for p in ps) for part, ps in split(found.photos, seed).items()}
-    rows = [("class", "photos", *SHARES, "median size", "alike")]
-    for label, photos in sorted(by(found.photos, "label").items()):
+    rows = [("class", "photos", *SHARES, "median size", "near-duplicates")]
+    for label, photos in sorted(group_by(found.photos, "label").items()):
         width, height = (sorted(p.size[i] for p in photos)[len(photos) // 2] for i in (0, 1))
-        alike = len(photos) - len({photo.group for photo in photos})
+        duplicates = len(photos) - len({photo.group for photo in photos})
         counts = [str(parts[part][label]) for part in SHARES]
-        rows.append((label, str(len(photos)), *counts, f"{width} x {height}", str(alike)))
+        rows.append((label, str(len(photos)), *counts, f"{width} x {height}", str(duplicates)))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.rjust(w) for cell, w in zip(r, widths, strict=True)) for r in rows]
     for name in ("format", "mode"):
@@ -260,14 +258,12 @@ def report(found: Survey, seed: int = 0) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Look at a folder of photos, one folder a class.")
-    parser.add_argument("photos", type=Path, help="the folder")
+    parser = argparse.ArgumentParser(
+        prog="python -m training.photos", description="Inspect a folder of photos before training."
+    )
+    parser.add_argument("photos", type=Path, help="a folder that holds one folder per class")
     args = parser.parse_args()
     try:
         print(report(survey(args.photos)))
     except PhotosError as error:
         sys.exit(f"error: {error}")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""What a trained classifier is worth on its test photos: one self-contained page, and PNGs."""
+"""How good a bundle is on its photos: one self-contained HTML page, and its plots as PNG."""
 
 import base64
 import time
@@ -11,111 +11,126 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from rest_api.bundle import Bundle
-from rest_api.engine import Outputs, load_engine
+from rest_api.engine import Outputs, Predict, load_engine
 from training import metrics, plots
 from training.files import replacing
-from training.photos.features import answers_to, view_of
-from training.photos.inspect import Photo
+from training.photos.features import predict_photos, view_of
+from training.photos.inspect import Part, Photo
 
 TEMPLATE = Path(__file__).with_name("report.html")
-TIMED = 50  # photos
+TIMED = 50  # predictions
 
 
 def examine(
-    bundle: Bundle, test: Sequence[Photo], strangers: Sequence[Photo]
+    bundle: Bundle, parts: Mapping[Part, Sequence[Photo]], others: Sequence[Photo] = ()
 ) -> tuple[dict[str, Any], dict[str, Figure]]:
-    """The figures of a bundle on photos of its classes and of none, and pictures of them.
+    """The figures of a bundle, and plots by caption; `parts` must hold "test".
 
-    All is measured on the 8-bit network, through the code that serves it.
+    `others` are OOD photos, of no class. All is measured on the 8-bit network as it is served.
     """
     predict = load_engine(bundle)
-    answers = answers_to(predict, test, bundle.input_size, bundle.resize)
-    numbers = np.array([bundle.labels.index(photo.label) for photo in test])
-    right = answers.probabilities.argmax(1) == numbers
-    low, high = metrics.interval(int(right.sum()), len(right))
-    image = view_of(test[0], 0, bundle.input_size, bundle.resize)[None]
+
+    def outputs_of(photos: Sequence[Photo]) -> Outputs:
+        return predict_photos(predict, photos, bundle.input_size, bundle.resize)
+
+    def positive_rate(outputs: Outputs) -> float:
+        return float((outputs.scores >= bundle.threshold).mean())
+
+    outputs = {part: outputs_of(photos) for part, photos in parts.items()}
+    test, probabilities = parts["test"], outputs["test"].probabilities
+    class_ids = np.array([bundle.labels.index(photo.label) for photo in test])
+    correct = probabilities.argmax(1) == class_ids
+    figures = {
+        "name": bundle.name,
+        "test_photos": len(test),
+        "accuracy": float(correct.mean()),
+        "accuracy_interval": metrics.interval(int(correct.sum()), len(correct)),
+        "calibration_error": metrics.expected_calibration_error(probabilities, class_ids),
+        "true_positive_rate": {part: positive_rate(each) for part, each in outputs.items()},
+        "milliseconds": milliseconds(predict, bundle.input_size),
+        "megabytes": bundle.manifest["files"]["litert"]["bytes"] / 1e6,
+        "classes": [
+            of_class(label, correct[class_ids == number])
+            for number, label in enumerate(bundle.labels)
+        ],
+    }
+    if others:
+        strange = outputs_of(others)
+        figures |= {
+            "ood_photos": len(others),
+            "false_positive_rate": positive_rate(strange),
+            "auroc": metrics.auroc(outputs["test"].scores, strange.scores),
+        }
+    return figures, draw(outputs["test"], class_ids, test, bundle.labels)
+
+
+def milliseconds(predict: Predict, image_size: int) -> float:
+    """The mean time of a prediction for one image."""
+    image = np.zeros((1, image_size, image_size, 3), np.uint8)
     start = time.perf_counter()
     for _ in range(TIMED):
         predict(image)
-    figures = {
-        "name": bundle.name,
-        "test_photos": len(numbers),
-        "accuracy": float(right.mean()),
-        "accuracy_interval": (low, high),
-        "calibration_error": metrics.expected_calibration_error(answers.probabilities, numbers),
-        "accepted": float((answers.scores >= bundle.threshold).mean()),
-        "milliseconds": 1000 * (time.perf_counter() - start) / TIMED,
-        "megabytes": bundle.manifest["files"]["litert"]["bytes"] / 1e6,
-        "classes": [
-            of_class(label, right[numbers == number]) for number, label in enumerate(bundle.labels)
-        ],
-    }
-    if strangers:
-        strange = answers_to(predict, strangers, bundle.input_size, bundle.resize)
-        figures |= {
-            "background_photos": len(strangers),
-            "background_accepted": float((strange.scores >= bundle.threshold).mean()),
-            "background_auroc": metrics.auroc(answers.scores, strange.scores),
-        }
-    return figures, draw(answers, numbers, test, bundle.labels)
+    return 1000 * (time.perf_counter() - start) / TIMED
 
 
-def of_class(label: str, right: np.ndarray) -> dict[str, Any]:
-    """The accuracy of one class, with its interval."""
-    low, high = metrics.interval(int(right.sum()), len(right))
-    share = float(right.mean())
-    return {"label": label, "photos": len(right), "right": share, "low": low, "high": high}
+def of_class(label: str, correct: np.ndarray) -> dict[str, Any]:
+    """The accuracy on one class, with its interval."""
+    low, high = metrics.interval(int(correct.sum()), len(correct))
+    accuracy = float(correct.mean())
+    return {"label": label, "photos": len(correct), "right": accuracy, "low": low, "high": high}
 
 
 def draw(
-    answers: Outputs, numbers: np.ndarray, photos: Sequence[Photo], labels: Sequence[str]
+    outputs: Outputs, class_ids: np.ndarray, photos: Sequence[Photo], labels: Sequence[str]
 ) -> dict[str, Figure]:
-    """Figures by their captions."""
-    best, confidence = answers.probabilities.argmax(1), answers.probabilities.max(1)
-    matrix = metrics.confusion_matrix(answers.probabilities, numbers)
-    bins = metrics.reliability(answers.probabilities, numbers)
-    figures = {
+    """Plots of the outputs for test photos, by caption."""
+    best, confidence = outputs.probabilities.argmax(1), outputs.probabilities.max(1)
+    matrix = metrics.confusion_matrix(outputs.probabilities, class_ids)
+    bins = metrics.reliability(outputs.probabilities, class_ids)
+    drawings = {
         "Confusion": plots.confusion(matrix, labels),
         "Calibration": plots.reliability({"test photos": bins}),
-        "Rejection": plots.accuracy_coverage(answers.scores, best == numbers),
+        "Coverage": plots.accuracy_coverage(outputs.scores, best == class_ids),
     }
-    wrong = np.flatnonzero(best != numbers)
+    wrong = np.flatnonzero(best != class_ids)
     worst = wrong[np.argsort(-confidence[wrong])][:16]
     if len(worst):
-        figures["Mistakes"] = plots.pictures(
+        drawings["Mistakes"] = plots.pictures(
             np.stack([view_of(photos[i], 0, 64, "pad") for i in worst]),
-            [f"{labels[best[i]]} {confidence[i]:.0%}\nis {labels[numbers[i]]}" for i in worst],
+            [f"{labels[best[i]]} {confidence[i]:.0%}\nis {labels[class_ids[i]]}" for i in worst],
         )
-    return figures
+    return drawings
 
 
 def as_lines(figures: Mapping[str, Any]) -> dict[str, str]:
-    """The figures of `examine` as a person reads them."""
+    """The figures of `examine` for printing."""
     low, high = figures["accuracy_interval"]
     lines = {
         "test photos": f"{figures['test_photos']}",
         "accuracy": f"{figures['accuracy']:.1%} (95 % interval {low:.1%} to {high:.1%})",
         "expected calibration error": f"{figures['calibration_error']:.1%}",
-        "accepted as one of the classes": f"{figures['accepted']:.1%}",
+        "not uncertain (TPR)": ", ".join(
+            f"{part} {rate:.1%}" for part, rate in figures["true_positive_rate"].items()
+        ),
         "one photo, on one thread": f"{figures['milliseconds']:.1f} ms",
         "8-bit network": f"{figures['megabytes']:.1f} MB",
     }
-    if "background_photos" in figures:
+    if "ood_photos" in figures:
         lines |= {
-            "photos of the background": f"{figures['background_photos']}",
-            "of them accepted": f"{figures['background_accepted']:.1%}",
-            "told apart (AUROC)": f"{figures['background_auroc']:.3f}",
+            "OOD photos": f"{figures['ood_photos']}",
+            "of them not uncertain (FPR)": f"{figures['false_positive_rate']:.1%}",
+            "OOD detection, AUROC": f"{figures['auroc']:.3f}",
         }
-    return lines | {"all of it took": f"{figures['seconds'] / 60:.1f} minutes"}
+    return lines | {"total time": f"{figures['seconds'] / 60:.1f} minutes"}
 
 
 def write_report(
-    folder: Path, figures: Mapping[str, Any], pictures: Mapping[str, Figure], survey: str
+    folder: Path, figures: Mapping[str, Any], drawings: Mapping[str, Figure], survey: str
 ) -> Path:
-    """Write report.html, and a PNG for each picture."""
+    """Write report.html, and a PNG of each plot. Returns the page's path."""
     folder.mkdir(parents=True, exist_ok=True)
     sources = {}
-    for caption, figure in pictures.items():
+    for caption, figure in drawings.items():
         path = folder / f"{caption.lower()}.png"
         plots.save(figure, path)
         sources[caption] = base64.b64encode(path.read_bytes()).decode()
