@@ -52,7 +52,7 @@ class App(Flask):
 
     def wrap(self, wsgi: WSGIApplication) -> WSGIApplication:
         """Around the application, and around what the gateway refuses in its place."""
-        return telemetry.observed(with_headers(wsgi, self.settings.cors_origins))
+        return telemetry.with_telemetry(with_headers(wsgi, self.settings.cors_origins))
 
     def refuse(self, error: RequestError) -> WSGIApplication:
         """An application whose every answer is the error."""
@@ -88,7 +88,6 @@ def this_app() -> App:
     query=schema.PredictQuery,
     json=schema.Base64Image,
     resp=Responses(HTTP_200=schema.Answer, **FAILURES),
-    skip_validation=True,
     operation_id="predict",
 )
 def predict() -> Response:
@@ -214,7 +213,7 @@ def requested_top(request: Request, classes: int) -> int:
 
 
 @api.get("/models")
-@spec.validate(resp=Responses(HTTP_200=schema.Models), operation_id="models", skip_validation=True)
+@spec.validate(resp=Responses(HTTP_200=schema.Models), operation_id="models")
 def models() -> Response:
     """The models that can be chosen, the default first."""
     listed = [
@@ -234,7 +233,7 @@ def models() -> Response:
 
 
 @api.get("/health/live")
-@spec.validate(resp=Responses(HTTP_200=schema.Health), operation_id="live", skip_validation=True)
+@spec.validate(resp=Responses(HTTP_200=schema.Health), operation_id="live")
 def live() -> Response:
     """Whether the process answers at all."""
     return answer(schema.Health("live", __version__))
@@ -242,9 +241,7 @@ def live() -> Response:
 
 @api.get("/health/ready")
 @spec.validate(
-    resp=Responses(HTTP_200=schema.Health, HTTP_503=schema.Failure),
-    operation_id="ready",
-    skip_validation=True,
+    resp=Responses(HTTP_200=schema.Health, HTTP_503=schema.Failure), operation_id="ready"
 )
 def ready() -> Response:
     """Whether it should be sent requests: its models are loaded, and it is not about to stop."""

@@ -9,9 +9,9 @@ It is the one contract between training and serving. `model.json`:
     input_size   side in pixels of the square RGB image that the network takes, values 0..255
     resize       how a photo becomes that square: squash, crop or pad (see images.py)
     files        {engine: {"name", "bytes", "sha256"}} for litert, litert-float32 and keras
-    uncertainty  optional: {"score", "threshold", …}: an answer of a lower score is uncertain. The
-                 score is "probability", the best class's, or what the network returns beside the
-                 probabilities: how familiar the image is
+    uncertainty  optional: {"score", "threshold", …}: a prediction of a lower score is uncertain.
+                 The score is "probability", the best class's, or the name of what the network
+                 returns beside the probabilities: an out-of-distribution score
     accuracy, calibration, training, versions    what was measured, how, and with what
 """
 
@@ -50,7 +50,7 @@ class Bundle:
     input_size: int
     resize: Resize
     score: str  # what the threshold is for
-    threshold: float  # score below which an answer is uncertain; 0 where none was fitted
+    threshold: float  # score below which a prediction is uncertain; 0 where none was fitted
     manifest: dict[str, Any]
 
     def file(self, engine: Engine) -> bytes:

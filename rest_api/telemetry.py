@@ -48,7 +48,7 @@ line: ContextVar[dict[str, Any]] = ContextVar("line")  # of the log, for the req
 SANE_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
 
 
-def observed(wsgi: WSGIApplication) -> WSGIApplication:
+def with_telemetry(wsgi: WSGIApplication) -> WSGIApplication:
     """Count, time and log every request, and name it in X-Request-ID.
 
     Around Flask, not by its own hooks, which cost more.

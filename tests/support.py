@@ -114,7 +114,7 @@ def server(
 
 def wait_for(port: int, process: subprocess.Popen) -> None:
     """Wait until the server is ready; fail with its output if it ends instead."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while True:
         assert process.poll() is None, process.stdout.read()
         assert time.monotonic() < deadline

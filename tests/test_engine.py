@@ -26,6 +26,7 @@ def test_rows_are_probabilities(images):
     np.testing.assert_array_equal(scores, probabilities.max(1))
 
 
+@pytest.mark.slow
 def test_keras_and_litert_agree(images):
     bundle = load_bundle(DEFAULT_MODEL)
     litert, keras = (load_engine(bundle, e)(images).probabilities for e in ("litert", "keras"))
@@ -70,6 +71,7 @@ def test_one_interpreter_is_made_for_each_thread(monkeypatch):
     assert made == [1, 1, 1]
 
 
+@pytest.mark.slow
 def test_keras_engine_never_calls_model_predict(images, monkeypatch):
     import keras
 

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from rest_api import schema
 from rest_api.app import create_app
 from tests.support import FROG, post, server
@@ -18,6 +20,7 @@ negative_data_rejection.expected-statuses = [400, 404, 405, 413, 415, 422]
 """
 
 
+@pytest.mark.slow
 def test_live_server_keeps_what_its_description_promises(tmp_path):
     (tmp_path / "schemathesis.toml").write_text(CONFIG)
     with server("--workers", "1") as (_, port):

@@ -25,6 +25,8 @@ from rest_api import app
 from rest_api.settings import DEFAULT_MODEL, Settings
 from tests.support import FROG, ROOT, ask, rename, server, wait_for
 
+pytestmark = pytest.mark.slow
+
 # Where many are asked, the log goes to DEVNULL: a pipe that nobody reads would halt the server.
 FORM = {"Content-Type": "multipart/form-data; boundary=benchmark"}
 

@@ -16,7 +16,10 @@ from tests.support import FROG, rename, server
 from training.export import write_formats, write_manifest
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = pytest.mark.skipif(not CHROMIUM, reason="needs Chromium: apt install chromium")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not CHROMIUM, reason="needs Chromium: apt install chromium"),
+]
 
 
 @pytest.fixture(scope="module")
