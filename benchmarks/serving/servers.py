@@ -6,23 +6,22 @@ processes; prints the medians of the rounds, and how many requests were refused 
 
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from itertools import product
-from pathlib import Path
 
 from benchmarks.common import command_line, print_table
 from benchmarks.serving.load import COLUMNS, medians, need_wrk, own_server, pictures, serving, wrk
 
-BIN = Path(sys.executable).parent
 APP = "rest_api.app:create_app"
 SERVERS = {
     "granian": own_server(),
     "gunicorn": [
-        *(str(BIN / "gunicorn"), "--worker-class", "gthread", "--workers", "2", "--threads", "38"),
-        *("--bind", "127.0.0.1:{port}", f"{APP}()"),
+        *(sys.executable, "-m", "gunicorn", "--worker-class", "gthread", "--workers", "2"),
+        *("--threads", "38", "--bind", "127.0.0.1:{port}", f"{APP}()"),
     ],
     "waitress": [
-        *(str(BIN / "waitress-serve"), "--threads", "38", "--port", "{port}"),
-        *("--host", "127.0.0.1", "--call", APP),
+        *(sys.executable, "-m", "waitress", "--threads", "38", "--host", "127.0.0.1"),
+        *("--port", "{port}", "--call", APP),
     ],
 }
 CONNECTIONS = (1, 16, 64)
@@ -46,6 +45,8 @@ def rows() -> Iterator[list[str]]:
 def main() -> None:
     command_line(__doc__).parse_args()
     need_wrk()
+    if missing := [name for name in SERVERS if not find_spec(name)]:
+        sys.exit(f"error: this needs other servers: pip install {' '.join(missing)}")
     print_table(["input, connections", "server", *COLUMNS], rows())
 
 
