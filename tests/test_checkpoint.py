@@ -37,8 +37,8 @@ def test_arrays_stand_under_the_names_of_their_variables(path):
             "weights/dense/kernel",
             "weights/batch_normalization/moving_mean",
             "weights/logits/bias",
-            "optimizer/iteration",
-            "optimizer/logits/kernel/momentum",
+            "optimizer/adam/iteration",
+            "optimizer/adam/logits_kernel_momentum",
             "best/dense/kernel",
         } <= set(stored.files)
         assert not any(name.startswith("lookahead/") for name in stored.files)

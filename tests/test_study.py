@@ -11,6 +11,7 @@ from training.cifar10 import records, study, train
 from training.cifar10.recipes import Recipe
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", study.VARIANTS)
 def test_every_variant_of_the_study_takes_a_training_step(name):
     recipe = study.VARIANTS[name]

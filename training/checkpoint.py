@@ -2,10 +2,10 @@
 
 Every array stands under its own name:
 
-    state                  JSON of a TrainState
-    weights/PATH           the network's variables, by their paths in Keras
-    optimizer/PATH/NAME    the optimizer's, by those of the variables that they belong to
-    GROUP/PATH             other values of the weights: `lookahead` or `best`
+    state             JSON of a TrainState
+    weights/PATH      the network's variables, by their paths in Keras
+    optimizer/PATH    the optimizer's
+    GROUP/PATH        other values of the weights: `lookahead` or `best`
 """
 
 import json
@@ -104,40 +104,30 @@ def restore_checkpoint(
 
 def variables_of(network: keras.Model) -> dict[str, keras.Variable]:
     """The variables of a network and of its optimizer, by their names in a checkpoint."""
-    names = paths_of(network.variables)
-    variables = {f"weights/{n}": v for n, v in zip(names, network.variables, strict=True)}
-    # The optimizer calls its own ADAM/LAYER_KERNEL_MOMENTUM, after the variable LAYER/KERNEL.
-    owners = {v.path.replace("/", "_"): n for n, v in zip(names, network.variables, strict=True)}
-    paths = []
-    for variable in network.optimizer.variables:
-        path = variable.path.partition("/")[2]
-        owner = next((each for each in owners if path.startswith(f"{each}_")), "")
-        paths.append(f"{owners[owner]}/{path[len(owner) + 1 :]}" if owner else path)
-    named = zip(unique(paths), network.optimizer.variables, strict=True)
-    return variables | {f"optimizer/{n}": v for n, v in named}
+    weights = zip(names_of(network.variables), network.variables, strict=True)
+    # The optimizer's are called ADAM_2/DENSE_7_KERNEL_MOMENTUM: numbers lie within names.
+    state = network.optimizer.variables
+    optimizer = zip(names_of(state, ends="[/_]"), state, strict=True)
+    return {f"weights/{n}": v for n, v in weights} | {f"optimizer/{n}": v for n, v in optimizer}
 
 
-def paths_of(variables: Iterable[keras.Variable]) -> list[str]:
-    """Paths of variables, without the numbers that Keras counts up in every process.
+def names_of(variables: Sequence[keras.Variable], ends: str = "/") -> list[str]:
+    """The paths of variables, without the numbers that Keras counts up in every process.
 
-    The same network then has the same names, however many were built before it.
+    The same network then has the same names, however many were built before it. Of those that
+    become the same, the second is NAME#2.
     """
-    return unique([re.sub(r"_\d+(?=/)", "", variable.path) for variable in variables])
-
-
-def unique(names: Sequence[str]) -> list[str]:
-    """Names of which the second of the same is NAME#2, and so on."""
-    counts = Counter[str]()
-    numbered = []
-    for name in names:
+    counts, names = Counter[str](), []
+    for variable in variables:
+        name = re.sub(rf"_\d+(?={ends})", "", variable.path)
         counts[name] += 1
-        numbered.append(f"{name}#{counts[name]}" if counts[name] > 1 else name)
-    return numbered
+        names.append(f"{name}#{counts[name]}" if counts[name] > 1 else name)
+    return names
 
 
 def in_group(group: str, network: keras.Model) -> list[str]:
     """The names of a group's arrays, in the order of the network's weights."""
-    return [f"{group}/{path}" for path in paths_of(network.weights)]
+    return [f"{group}/{name}" for name in names_of(network.weights)]
 
 
 def refuse_not_finite(arrays: Mapping[str, np.ndarray]) -> None:

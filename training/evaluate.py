@@ -82,14 +82,11 @@ def report(figures: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure a bundle on the CIFAR-10 test set.")
-    parser.add_argument("bundle", type=Path, help="the bundle's folder")
-    parser.add_argument(
-        "--engine", choices=list(FILENAMES), default="litert", help="which file (%(default)s)"
-    )
-    parser.add_argument("--data", help="directory of cifar-10-batches-py, default $CIFAR10_DIR")
-    parser.add_argument(
-        "--output", type=Path, help="folder for plots and figures (runs/evaluate-BUNDLE)"
-    )
+    add, engines = parser.add_argument, list(FILENAMES)
+    add("bundle", type=Path, help="the bundle's folder")
+    add("--engine", choices=engines, default="litert", help="which file (%(default)s)")
+    add("--data", help="directory of cifar-10-batches-py, default $CIFAR10_DIR")
+    add("--output", type=Path, help="folder for plots and figures (runs/evaluate-BUNDLE)")
     args = parser.parse_args()
     check_installed()
     if args.engine == "keras":

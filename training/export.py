@@ -195,23 +195,13 @@ def calibrate(
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Turn a finished run into a model bundle.")
-    parser.add_argument("run", type=Path, help="a finished run, such as runs/fast94-seed0-final")
-    parser.add_argument("destination", type=Path, help="the bundle's folder, made or replaced")
-    parser.add_argument("--name", help="what the API calls the model (the folder's name)")
-    parser.add_argument(
-        "--resize",
-        choices=get_args(Resize),
-        default="pad",
-        help="how a photo becomes a square (%(default)s)",
-    )
-    parser.add_argument(
-        "--engines",
-        nargs="+",
-        choices=list(FILENAMES),
-        default=list(FILENAMES),
-        help="whose files to keep (all)",
-    )
-    parser.add_argument("--data", help="directory of cifar-10-batches-py, default $CIFAR10_DIR")
+    add, engines = parser.add_argument, list(FILENAMES)
+    add("run", type=Path, help="a finished run, such as runs/fast94-seed0-final")
+    add("destination", type=Path, help="the bundle's folder, made or replaced")
+    add("--name", help="what the API calls the model (the folder's name)")
+    add("--resize", choices=get_args(Resize), default="pad", help="of photos (%(default)s)")
+    add("--engines", nargs="+", choices=engines, default=engines, help="whose files to keep (all)")
+    add("--data", help="directory of cifar-10-batches-py, default $CIFAR10_DIR")
     return parser.parse_args()
 
 
@@ -223,14 +213,7 @@ def main() -> None:
     from training.cifar10.export import export_run
 
     try:
-        export_run(
-            args.run,
-            args.destination,
-            name=args.name,
-            resize=args.resize,
-            engines=args.engines,
-            data=args.data,
-        )
+        export_run(**vars(args))
         bundle = load_bundle(args.destination)
     except (RunError, DataError, BundleError, ExportError) as error:
         sys.exit(f"error: {error}")

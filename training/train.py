@@ -17,16 +17,13 @@ from training.cifar10.data import DataError
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train a recipe on CIFAR-10.")
-    parser.add_argument("recipe", choices=recipes.names())
-    parser.add_argument("--seed", type=int, default=0, help="of everything random (%(default)s)")
-    parser.add_argument("--epochs", type=float, help="instead of the recipe's own number")
-    parser.add_argument(
-        "--final", action="store_true", help="train on all 50,000 images, measure on the test set"
-    )
-    parser.add_argument("--data", help="directory of cifar-10-batches-py, default $CIFAR10_DIR")
-    parser.add_argument(
-        "--output", type=Path, help="directory of the run, default runs/RECIPE-seedN[-final]"
-    )
+    add = parser.add_argument
+    add("recipe", choices=recipes.names())
+    add("--seed", type=int, default=0, help="of everything random (%(default)s)")
+    add("--epochs", type=float, help="instead of the recipe's own number")
+    add("--final", action="store_true", help="train on all images, measure on the test set")
+    add("--data", help="directory of cifar-10-batches-py, default $CIFAR10_DIR")
+    add("--output", type=Path, help="directory of the run, default runs/RECIPE-seedN[-final]")
     return parser.parse_args()
 
 
