@@ -126,7 +126,9 @@ def test_predict_runs_from_the_wheel_alone(commands, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("line", ["train fast94", "export run bundle", "evaluate bundle"])
+@pytest.mark.parametrize(
+    "line", ["train fast94", "transfer photos", "export run bundle", "evaluate bundle"]
+)
 def test_training_without_its_extra_says_what_to_install(commands, tmp_path, line):
     command, *arguments = line.split()
     (tmp_path / "photos").mkdir()

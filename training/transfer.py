@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+import training
 from rest_api.bundle import BundleError, Resize
 from training.photos.backbones import BACKBONES, WeightsError
 
@@ -45,7 +46,7 @@ def at_least(low: int) -> Any:
 
 def main() -> None:
     args = parse_arguments()
-    # Imported late, because TensorFlow takes seconds that --help need not wait for.
+    training.import_keras()
     from training.checkpoint import RunError
     from training.export import ExportError
     from training.photos.inspect import PhotosError
