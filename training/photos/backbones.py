@@ -55,7 +55,7 @@ def load_backbone(
     images = keras.Input((None, None, 3), name="image")
     preprocess = getattr(applications, backbone.module).preprocess_input
     options = {"alpha": width} if name == "mobilenetv2" else {}
-    source = {None: "imagenet", RANDOM: None}.get(weights, weights)
+    source = None if weights == RANDOM else weights or "imagenet"
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "`input_shape` is undefined")  # any size is intended

@@ -40,7 +40,8 @@ def view_of(photo: Photo, view: int, image_size: int, resize: Resize) -> np.ndar
 def random_crop(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     """A random part of the image, mirrored or not, with random brightness and contrast."""
     width, height = (max(1, round(rng.uniform(*CROP) * each)) for each in image.size)
-    left, top = rng.integers(image.width - width + 1), rng.integers(image.height - height + 1)
+    left = int(rng.integers(image.width - width + 1))
+    top = int(rng.integers(image.height - height + 1))
     image = image.crop((left, top, left + width, top + height))
     if rng.random() < 0.5:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)

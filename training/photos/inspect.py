@@ -206,11 +206,12 @@ def split(photos: Sequence[Photo], seed: int = 0) -> dict[Part, list[Photo]]:
     Where a part of a small class would be empty, the group nearest to its range moves there.
     """
     parts: dict[Part, list[Photo]] = {part: [] for part in SHARES}
+    edges: dict[Part, float] = {"test": 1.0, "validation": SHARES["train"]}
     for _, members in sorted(group_by(photos, "label").items()):
         groups = group_by(members, "group")
         ranked = sorted((place_of(group, seed), group) for group in groups)
         chosen = {group: part_of(place) for place, group in ranked}
-        for part, edge in (("test", 1.0), ("validation", SHARES["train"])):
+        for part, edge in edges.items():
             if part not in chosen.values():
                 movable = [r for r in ranked if list(chosen.values()).count(chosen[r[1]]) > 1]
                 chosen[min(movable, key=lambda r: abs(r[0] - edge))[1]] = part
@@ -250,8 +251,8 @@ def report(found: Survey, seed: int = 0) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.rjust(w) for cell, w in zip(r, widths, strict=True)) for r in rows]
     for name in ("format", "mode"):
-        counts = Counter(getattr(photo, name) for photo in found.photos).most_common()
-        lines.append(f"{name}s: {', '.join(f'{n} x {value}' for value, n in counts)}")
+        values = Counter(getattr(photo, name) for photo in found.photos).most_common()
+        lines.append(f"{name}s: {', '.join(f'{n} x {value}' for value, n in values)}")
     lines += [f"note: {note}" for note in found.notes]
     lines += [f"skipped: {path}: {reason}" for path, reason in found.skipped]
     return "\n".join(lines)

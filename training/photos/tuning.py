@@ -124,7 +124,7 @@ def mixup(
     other = rng.permutation(len(images))
     pictures = [Image.fromarray(image) for image in images]
     blended = [
-        Image.blend(pictures[second], picture, float(w))
+        np.asarray(Image.blend(pictures[second], picture, float(w)))
         for picture, second, w in zip(pictures, other, weight, strict=True)
     ]
     weight = weight[:, None]
