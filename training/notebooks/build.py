@@ -44,7 +44,9 @@ def is_noise(output: nbformat.NotebookNode) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Execute the notebooks.")
-    parser.add_argument("names", nargs="*", metavar="NAME", default=FOLDERS, help=", ".join(FOLDERS))
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", default=FOLDERS, help=", ".join(FOLDERS)
+    )
     for name in parser.parse_args().names:
         build(name)
 

@@ -24,10 +24,10 @@
 # training images held out for validation; the test set is used only in the final training, in
 # [cifar10_model_training.ipynb](cifar10_model_training.ipynb).
 #
-# **To run it** on your computer, also in VS Code: clone the repository, run `pip install -r
-# requirements.txt` in it, open this file and run all cells. In Colab, choose a GPU runtime and
-# first run this in a cell of its own; it asks for the address that the repository's page shows
-# under *Code*:
+# **To run it** on your computer, also in VS Code: clone the repository, run
+# `pip install -r requirements.txt` in it, open this file and run all cells. In Colab, choose a GPU
+# runtime and first run this in a cell of its own; it asks for the address that the repository's
+# page shows under *Code*:
 #
 # ```
 # REPOSITORY = input("Address of the repository: ")
@@ -111,10 +111,10 @@ plots.show(plots.pictures(rows, titles, columns=6), "augmentation")
 # %% [markdown]
 # ## Baselines: one, two, three blocks
 #
-# The unit that all networks of this part repeat is the block of VGG ([Simonyan & Zisserman
-# 2014](https://arxiv.org/abs/1409.1556)): two 3 x 3 convolutions, which see as far as one of 5 x 5
-# but with fewer weights and a nonlinearity between them, then a max-pooling that halves the sides
-# of the maps:
+# The unit that all networks of this part repeat is the block of VGG
+# ([Simonyan & Zisserman 2014](https://arxiv.org/abs/1409.1556)): two 3 x 3 convolutions, which see
+# as far as one of 5 x 5 but with fewer weights and a nonlinearity between them, then a max-pooling
+# that halves the sides of the maps:
 
 # %%
 inputs = keras.Input((32, 32, 3))
@@ -293,11 +293,11 @@ np.asarray(network.get_layer("conv1a").kernel)[:, :, 0, 0]
 
 # %% [markdown]
 # The other tricks are in how it is trained: the offsets of batch normalisation (its **biases**)
-# learn 64 times as fast as the rest; **lookahead** ([Zhang et al.
-# 2019](https://arxiv.org/abs/1907.08610)) averages the weights with a slowly moving copy every five
-# steps; **label smoothing** takes a fifth of each target from the true class and spreads it over
-# all; and the **alternating flip** mirrors the half of the images in one epoch that it did not
-# mirror in the one before.
+# learn 64 times as fast as the rest; **lookahead**
+# ([Zhang et al. 2019](https://arxiv.org/abs/1907.08610)) averages the weights with a slowly moving
+# copy every five steps; **label smoothing** takes a fifth of each target from the true class and
+# spreads it over all; and the **alternating flip** mirrors the half of the images in one epoch that
+# it did not mirror in the one before.
 #
 # **Question**: which of these tricks matter? **Experiment**: six epochs, the first four on images
 # of 24 x 24 pixels, and each trick removed by itself. The accuracy is with test-time augmentation:

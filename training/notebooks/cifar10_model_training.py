@@ -19,10 +19,10 @@
 # ([TheKermitFrog/cifar10-CNN](https://github.com/TheKermitFrog/cifar10-CNN)), and `fast94`, which
 # is built for speed.
 #
-# **To run it** on your computer, also in VS Code: clone the repository, run `pip install -r
-# requirements.txt` in it, open this file and run all cells. In Colab, choose a GPU runtime and
-# first run this in a cell of its own; it asks for the address that the repository's page shows
-# under *Code*:
+# **To run it** on your computer, also in VS Code: clone the repository, run
+# `pip install -r requirements.txt` in it, open this file and run all cells. In Colab, choose a GPU
+# runtime and first run this in a cell of its own; it asks for the address that the repository's
+# page shows under *Code*:
 #
 # ```
 # REPOSITORY = input("Address of the repository: ")
@@ -86,12 +86,12 @@ plots.show(plots.steps(validation_runs["classic"][0].history, rates, "classic"),
 # %% [markdown]
 # ## The fast recipe
 #
-# `fast94` trains the network of airbench94 with **Muon** ([Jordan et al.
-# 2024](https://kellerjordan.github.io/posts/muon/)). Muon reads a kernel as a matrix with a column
-# for each filter, and replaces the singular values of its momentum by values near 1, so that
-# directions in which the gradient is small are learnt as fast as the others. An exact singular
-# value decomposition in every step would be too slow; a Newton-Schulz iteration of a few matrix
-# products comes close enough:
+# `fast94` trains the network of airbench94 with **Muon**
+# ([Jordan et al. 2024](https://kellerjordan.github.io/posts/muon/)). It takes the momentum of a
+# kernel as a matrix with a column for each filter and moves the kernel by that matrix with all
+# singular values brought near 1, so that directions in which gradients are small are learnt as fast
+# as the others. An exact singular value decomposition in every step would be too slow; a
+# Newton-Schulz iteration of a few matrix products comes close enough:
 
 # %%
 print(inspect.getsource(optimizers.orthogonalise))
@@ -266,8 +266,8 @@ print(bundle)
 model.bundle.manifest["accuracy"]
 
 # %% [markdown]
-# The server (`python rest_api/app.py --model BUNDLE`) and the command line (`python -m
-# rest_api.predict --model BUNDLE PHOTO`) classify photos by this function:
+# The server (`python rest_api/app.py --model BUNDLE`) and the command line
+# (`python -m rest_api.predict --model BUNDLE PHOTO`) classify photos by this function:
 
 # %%
 prediction = model.classify(Path("rest_api/frog.jpg").read_bytes(), top=3)
