@@ -121,7 +121,7 @@ def confusion(matrix: np.ndarray, labels: Sequence[str]) -> Figure:
     ticks, names = range(len(labels)), legible(labels)
     axes.set_xticks(ticks, names, rotation=45, ha="right")
     axes.set_yticks(ticks, names)
-    axes.set(xlabel="answer", ylabel="true class", title="Images per true class and answer")
+    axes.set(xlabel="predicted class", ylabel="true class", title="Number of images")
     return figure
 
 
@@ -165,24 +165,23 @@ def against_epochs(histories: Mapping[str, Sequence[dict]], columns: int = 3) ->
     return figure
 
 
-def bars(values: Mapping[str, float], reference: str, spread: float, label: str) -> Figure:
-    """Horizontal bars of accuracies (0..1), the reference's marked through all of them.
+def dots(values: Mapping[str, float], reference: str, spread: float, label: str) -> Figure:
+    """A dot for each accuracy (0..1), the reference's marked by a line through all of them.
 
     The grey band, `spread` each way, is the reference's standard error.
     """
     figure = Figure(figsize=(7.2, 0.5 * len(values) + 1), layout="constrained")
     axes = figure.subplots()
-    names, percent = list(values), [100 * value for value in values.values()]
-    colours = [GREY if name == reference else BLUE for name in names]
-    drawn = axes.barh(names, percent, color=colours)
-    axes.bar_label(drawn, fmt="%.1f", padding=4)
     middle = 100 * values[reference]
     axes.axvspan(middle - 100 * spread, middle + 100 * spread, color=GREY, alpha=0.25, lw=0)
     axes.axvline(middle, color="black", lw=1)
-    low, high = min(percent), max(percent)
-    axes.set(xlabel=label, xlim=(low - 0.4 * (high - low) - 0.5, high + 0.2 * (high - low) + 0.5))
+    for name, value in values.items():
+        axes.scatter(100 * value, name, 60, GREY if name == reference else BLUE, zorder=2)
+        offset = {"xytext": (8, 0), "textcoords": "offset points", "va": "center"}
+        axes.annotate(f"{100 * value:.1f}", (100 * value, name), **offset)
+    axes.set(xlabel=label)
+    axes.margins(x=0.1, y=0.12)
     axes.invert_yaxis()
-    axes.grid(axis="y", visible=False)
     return figure
 
 
@@ -247,9 +246,9 @@ def steps(history: Sequence[dict], rates: Mapping[int, float], title: str) -> Fi
     axes.set_ylim(50, 100)
     for epoch, rate in rates.items():
         axes.axvline(epoch, color=GREY, linestyle=":")
-        text = f"rate {rate:.5f}".rstrip("0")
-        axes.text(epoch + 0.4, 51, text, rotation=90, color=GREY, va="bottom")
-    axes.legend(loc="center right")
+        text = f"learning rate {rate:.5f}".rstrip("0")
+        axes.text(epoch - 0.3, 51, text, rotation=90, color=GREY, ha="right", va="bottom")
+    axes.legend(loc="upper left", frameon=True)
     return figure
 
 

@@ -1,7 +1,7 @@
 """Execute the notebooks from their scripts: `python -m training.notebooks.build [NAME …]`.
 
-The scripts beside this file are what is edited and reviewed. Progress bars and the libraries' own
-messages are left out of the outputs.
+Edit and review the scripts beside this file. Progress bars and log messages of libraries are left
+out of the outputs.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from nbclient import NotebookClient
 from training.files import replacing
 
 SCRIPTS = Path(__file__).parent
-PLACES = {
+FOLDERS = {
     "cifar10_CNN": ".",
     "cifar10_model_training": ".",
     "transfer_learning": "docs",
@@ -25,15 +25,16 @@ NOISE = ("INFO:tensorflow:", "WARNING:tensorflow:", "\n")
 
 
 def build(name: str) -> None:
-    """Execute a script, write NAME.ipynb to its place below here. Raises CellExecutionError."""
+    """Execute a script and write NAME.ipynb into its folder. Raises CellExecutionError."""
     notebook = jupytext.read(SCRIPTS / f"{name}.py")
     os.environ |= {"TQDM_DISABLE": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
     NotebookClient(notebook, timeout=None, kernel_name="python3").execute()
-    for cell in notebook.cells:
+    for number, cell in enumerate(notebook.cells):
+        cell.id = f"cell-{number}"  # jupytext draws random ones
         cell.metadata.pop("execution", None)  # times, which differ with every run
         if "outputs" in cell:
             cell.outputs = [output for output in cell.outputs if not is_noise(output)]
-    with replacing(Path(PLACES[name], f"{name}.ipynb")) as part:
+    with replacing(Path(FOLDERS[name], f"{name}.ipynb")) as part:
         nbformat.write(notebook, part)
 
 
@@ -43,7 +44,9 @@ def is_noise(output: nbformat.NotebookNode) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Execute the notebooks.")
-    parser.add_argument("names", nargs="*", metavar="NAME", default=PLACES, help=", ".join(PLACES))
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", default=FOLDERS, help=", ".join(FOLDERS)
+    )
     for name in parser.parse_args().names:
         build(name)
 

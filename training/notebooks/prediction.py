@@ -13,20 +13,20 @@
 # %% [markdown]
 # # One network in four formats: what each costs to run
 #
-# A network that Keras trained can be served by Keras, as a TensorFlow SavedModel, or by LiteRT
-# (once TensorFlow Lite), there also with weights of 8 bits. **Question**: do they give the same
-# answers, and what does each cost? **Experiment**: the same photos through all four, one at a
-# time on one thread, as a server meets them.
+# A network trained with Keras can be served by Keras, as a TensorFlow SavedModel, or by LiteRT
+# (formerly TensorFlow Lite), there also with 8-bit weights. **Question**: do they give the same
+# predictions, and what does each cost? **Experiment**: the same photos through all four, one at a
+# time on one thread, as a server receives them.
 #
 # **To run it**: as [transfer_learning.ipynb](transfer_learning.ipynb), which writes the bundle that
-# is used here; where it is missing, it is made now.
+# is used here; if it is missing, it is made first.
 
 # %%
 import os
 import time
 from pathlib import Path
 
-if Path.cwd().name == "docs":  # an editor starts notebooks where they lie
+if Path.cwd().name == "docs":  # editors start a notebook in its own folder
     os.chdir("..")
 
 import keras
@@ -41,7 +41,7 @@ from training.photos.features import view_of
 from training.photos.inspect import split, survey
 from training.photos.transfer import transfer
 
-tf.config.threading.set_intra_op_parallelism_threads(1)  # LiteRT's are one thread each, too
+tf.config.threading.set_intra_op_parallelism_threads(1)  # as LiteRT's interpreters
 PHOTOS = Path(os.environ.get("PHOTOS", "photos"))
 WEIGHTS, WIDTH = os.environ.get("WEIGHTS"), float(os.environ.get("WIDTH", "1"))
 BUNDLE = Path("bundles", PHOTOS.name)
@@ -53,30 +53,30 @@ pd.options.display.float_format = "{:.2f}".format
 # %% [markdown]
 # ## The photos
 #
-# The test photos of the bundle, each as the server would show it to the network.
+# The bundle's test photos, each resized as the server would resize it.
 
 # %%
 photos = split(survey(PHOTOS).photos)["test"]
 images = np.stack([view_of(photo, 0, bundle.input_size, bundle.resize) for photo in photos])
-numbers = np.array([bundle.labels.index(photo.label) for photo in photos])
+class_ids = np.array([bundle.labels.index(photo.label) for photo in photos])
 print(len(images), "photos of", images.shape[1:])
 
 # %% [markdown]
-# ## Five ways to ask
+# ## Five ways to predict
 #
-# Each is a function from images to probabilities and scores. The first is what most tutorials
-# show: `model.predict`, made for large batches, here called for every photo.
+# Each is a function from images to probabilities and scores. The first is the one of most
+# tutorials: `model.predict`, which is made for large batches, called here for every photo.
 
 
 # %%
 def saved_model():
-    """The SavedModel, by its `serve` function."""
+    """The SavedModel, called by its `serve` signature."""
     loaded = tf.saved_model.load(str(BUNDLE / "saved_model"))
     return lambda images: [each.numpy() for each in loaded.serve(images.astype(np.float32))]
 
 
 def keras_predict():
-    """The .keras file, by model.predict."""
+    """The .keras file, called by model.predict."""
     network = keras.saving.load_model(BUNDLE / "model.keras", compile=False)
     return lambda images: network.predict(images.astype(np.float32), verbose=0)
 
@@ -96,24 +96,24 @@ ways = {
 }
 
 # %%
-answers, rows = {}, {}
+probabilities, rows = {}, {}
 for name, (load, file) in ways.items():
     start = time.perf_counter()
     predict = load()
     predict(images[:1])
     loaded = time.perf_counter() - start
-    seconds, found = [], []
+    seconds, results = [], []
     for image in images:
         start = time.perf_counter()
-        found.append(predict(image[None])[0][0])
+        results.append(predict(image[None])[0][0])
         seconds.append(time.perf_counter() - start)
-    answers[name] = np.stack(found)  # (photos, classes)
+    probabilities[name] = np.stack(results)  # (photos, classes)
     rows[name] = {
         "size (MB)": folder_size(BUNDLE / file) / 1e6,
         "load and first answer (s)": loaded,
         "one photo, median (ms)": 1000 * np.median(seconds),
         "99th percentile (ms)": 1000 * np.quantile(seconds, 0.99),
-        "accuracy (%)": 100 * metrics.accuracy(answers[name], numbers),
+        "accuracy (%)": 100 * metrics.accuracy(probabilities[name], class_ids),
     }
 pd.DataFrame(rows).T
 
@@ -122,24 +122,24 @@ latencies = {name: row["one photo, median (ms)"] for name, row in rows.items()}
 plots.show(plots.costs(latencies, "one photo on one thread, median (ms)"), "formats_latency")
 
 # %% [markdown]
-# ## Are they the same answers?
+# ## Are the predictions the same?
 
 # %%
-reference = answers["Keras, model.predict"]
+reference = probabilities["Keras, model.predict"]
 pd.DataFrame(
     {
         name: {
             "largest difference of a probability": f"{abs(each - reference).max():.0e}",
             "photos with another best class": (each.argmax(1) != reference.argmax(1)).sum(),
         }
-        for name, each in answers.items()
+        for name, each in probabilities.items()
     }
 ).T
 
 # %% [markdown]
-# **Conclusion**: in 32 bits all formats answer alike, to five digits. With 8 bits a probability
-# moves by up to 0.3, and two of 221 photos get another class, which costs nothing on the whole.
-# `model.predict` takes 52 ms for what a compiled call of the same network does in 7; LiteRT needs
-# two to four, and loads in hundredths of a second where TensorFlow takes one and a half (and
-# some seconds to be imported, which is not counted). The 8-bit file is a third as large but the
-# slower one here: MobileNet's depthwise convolutions gain nothing by 8-bit weights.
+# **Conclusion**: with 32-bit weights all formats agree to five digits. With 8-bit weights a
+# probability changes by up to 0.3, and two of 221 photos get another class, which leaves accuracy
+# unchanged. `model.predict` takes 52 ms for what a compiled call of the same network does in 7.
+# LiteRT needs two to four, and loads in hundredths of a second where TensorFlow takes one and a
+# half (and some seconds more to be imported, which is not counted). The 8-bit file is a third of
+# the size but slower here: MobileNet's depthwise convolutions do not gain from 8-bit weights.
