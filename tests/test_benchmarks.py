@@ -80,15 +80,16 @@ def test_fpr95_is_taken_where_95_percent_of_the_known_are_accepted():
 
 
 class Thumb:
-    """A model of two classes that is as sure of `dog` as a picture is red."""
+    """A model of two classes, as sure of `dog` as a picture is red; of green it is uncertain."""
 
     bundle = SimpleNamespace(labels=("cat", "dog"))
 
     def classify(self, data: bytes) -> Prediction:
-        dog = Image.open(io.BytesIO(data)).getpixel((0, 0))[0] / 255
+        red, green, _ = Image.open(io.BytesIO(data)).getpixel((0, 0))
+        dog = red / 255
         classes = sorted({"cat": 1 - dog, "dog": dog}.items(), key=lambda each: -each[1])
         score = classes[0][1]
-        return Prediction(classes, score, score < 0.6, 0.0, 0.0)
+        return Prediction(classes, score, score < 0.6 or green > 0, 0.0, 0.0)
 
 
 def test_photos_in_the_wild_are_counted_right_answered_and_told_from_others(tmp_path):
@@ -97,6 +98,7 @@ def test_photos_in_the_wild_are_counted_right_answered_and_told_from_others(tmp_
     save(tmp_path / "photos" / "cat" / "0.png", (0, 0, 0))
     for number, red in enumerate((255, 204, 128)):
         save(tmp_path / "others" / "below" / f"{number}.png", (red, 0, 0))
+    save(tmp_path / "others" / "3.png", (255, 255, 0))
     rows = photos_in_the_wild.rows(Thumb(), tmp_path / "photos", [tmp_path / "others"])
     table = {name: cells for name, *cells in rows}
     assert table["right (accuracy)"] == ["5", "80.0%", "37.6% to 96.4%"]
@@ -106,10 +108,10 @@ def test_photos_in_the_wild_are_counted_right_answered_and_told_from_others(tmp_
     assert table["right of those answered (selective accuracy)"][:2] == ["4", "75.0%"]
     gap = (abs(0.55 - 1) + abs(0.8 - 0.5) * 2) / 5  # of the bins of 0.55, 0.8 and 1.0
     assert table["expected calibration error"][:2] == ["5", f"{gap:.1%}"]
-    assert table["others: answered"][:2] == ["3", "66.7%"]
-    assert table["others: answered at over 90%"][:2] == ["3", "33.3%"]
-    assert table["others: AUROC"][:2] == ["3", f"{(1 + 3 + 5) / 15:.3f}"]
-    assert table["others: FPR95"][:2] == ["3", "66.7%"]
+    assert table["others: answered"][:2] == ["4", "50.0%"]
+    assert table["others: answered at over 90%"][:2] == ["4", "25.0%"]
+    assert table["others: AUROC"][:2] == ["4", f"{(1 + 3 + 5 + 1) / 20:.3f}"]
+    assert table["others: FPR95"][:2] == ["4", "75.0%"]
 
 
 def test_photos_in_the_wild_pool_several_folders_of_other_things(tmp_path):

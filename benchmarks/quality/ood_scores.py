@@ -7,14 +7,15 @@ photos of the other folders, and those of --others, are OOD. Prints the means of
 and FPR95: the share of OOD photos at the threshold that 95 % of the validation photos reach.
 """
 
+import sys
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.common import command_line, print_table
 from training import import_keras
-from training.photos.backbones import BACKBONES, load_backbone
-from training.photos.inspect import files_in, inspect, survey
+from training.photos.backbones import BACKBONES, WeightsError, load_backbone
+from training.photos.inspect import PhotosError, files_in, inspect, survey
 
 SEEDS = (0, 1, 2)
 
@@ -31,11 +32,14 @@ def main() -> None:
     from benchmarks.quality.scores import SCORES, judge
     from training.photos.features import VIEWS, cache_name, features, pooled
 
-    maps = load_backbone(args.backbone, args.weights, width=args.width)
+    try:
+        tasks = {folder.name: survey(folder).photos for folder in args.photos}
+        maps = load_backbone(args.backbone, args.weights, width=args.width)
+    except (PhotosError, WeightsError) as error:
+        sys.exit(f"error: {error}")
+    others = {f.name: inspect([(path, "") for path in files_in(f)])[0] for f in args.others}
     network = pooled(maps, BACKBONES[args.backbone].image_size)
     cache = Path("runs", "features", cache_name(network, "squash"))
-    tasks = {folder.name: survey(folder).photos for folder in args.photos}
-    others = {f.name: inspect([(path, "") for path in files_in(f)])[0] for f in args.others}
     vectors = {
         name: features(network, photos, cache, views=VIEWS if name in tasks else 1)
         for name, photos in (tasks | others).items()

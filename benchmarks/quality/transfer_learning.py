@@ -5,12 +5,16 @@ the 8-bit networks reach on the test photos, and on photos of --others, which th
 with: accuracy, true-positive rate at the threshold, AUROC and false-positive rate.
 """
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.common import command_line, mean_and_std, print_table
 from training import import_keras
+from training.export import ExportError
+from training.photos.backbones import WeightsError
+from training.photos.inspect import PhotosError, files_in, inspect
 
 SEEDS = (0, 1, 2)
 COLUMNS = {
@@ -24,7 +28,6 @@ COLUMNS = {
 def figures_of(folder: Path, seed: int, others: Path | None, **options: Any) -> dict[str, float]:
     """Train on one split; the figures of its bundle on the test photos and on others."""
     from rest_api.bundle import load_bundle
-    from training.photos.inspect import files_in, inspect
     from training.photos.report import examine
     from training.photos.transfer import gather, transfer
 
@@ -60,10 +63,13 @@ def main() -> None:
     args = parser.parse_args()
     import_keras()
     options = {"weights": args.weights, "width": args.width}
-    rows = (
-        row(folder.name, [figures_of(folder, seed, args.others, **options) for seed in SEEDS])
-        for folder in args.photos
-    )
+    try:
+        rows = [
+            row(folder.name, [figures_of(folder, seed, args.others, **options) for seed in SEEDS])
+            for folder in args.photos
+        ]
+    except (ExportError, PhotosError, WeightsError) as error:
+        sys.exit(f"error: {error}")
     print_table(["photos", "test photos", *COLUMNS.values(), "minutes"], rows)
 
 

@@ -113,7 +113,7 @@ def post(connection: http.client.HTTPConnection, image: bytes) -> int:
 def first_response(connection: http.client.HTTPConnection, image: bytes) -> float:
     """Seconds until a server that has just been started answers."""
     start = time.perf_counter()
-    while time.perf_counter() - start < 30:
+    while time.perf_counter() - start < 60:
         try:
             if (status := post(connection, image)) != 200:
                 raise RuntimeError(f"the first response has the status {status}")
@@ -121,7 +121,7 @@ def first_response(connection: http.client.HTTPConnection, image: bytes) -> floa
         except OSError:
             connection.close()
             time.sleep(0.005)
-    raise RuntimeError("no response in 30 seconds")
+    raise RuntimeError("no response in 60 seconds")
 
 
 def wrk(url: str, image: bytes, connections: int, seconds: float) -> Load:
