@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 
 from tests.support import ROOT, error_of, picture
-from training.photos.inspect import MIN_PHOTOS, Photo, PhotosError, grouped, report, split, survey
+from training.photos.inspect import (
+    MIN_PHOTOS,
+    Photo,
+    PhotosError,
+    group_near_duplicates,
+    report,
+    split,
+    survey,
+)
 
 
 @pytest.fixture
@@ -57,7 +65,7 @@ def test_copies_are_used_once_and_not_at_all_where_classes_differ(folder):
     assert len(survey(folder).photos) == 24 - 1
 
 
-def test_photos_that_look_alike_stay_on_one_side_of_every_split(folder):
+def test_near_duplicates_stay_in_one_part_of_every_split(folder):
     for i in range(8):
         picture(i, (192, 144)).save(folder / "cat" / f"large{i}.jpg", quality=60)
     photos = survey(folder).photos
@@ -72,15 +80,15 @@ def test_photos_that_look_alike_stay_on_one_side_of_every_split(folder):
             assert sum(bool(pair & some) for some in names.values()) == 1
 
 
-def test_likeness_is_found_by_hashes_that_differ_in_few_bits():
-    def photo(name: str, looks: int) -> Photo:
-        return Photo(Path(name), "x", name, looks, "PNG", "RGB", (1, 1))
+def test_near_duplicates_have_hashes_that_differ_in_few_bits():
+    def photo(name: str, perceptual_hash: int) -> Photo:
+        return Photo(Path(name), "x", name, perceptual_hash, "PNG", "RGB", (1, 1))
 
     base = 0x0123456789ABCDEF
     flipped = base ^ (1 << 0 | 1 << 20 | 1 << 40 | 1 << 63)  # 4 bits, in different runs
     other = base ^ 0b11111
-    groups = [p.group for p in grouped([photo("a", base), photo("b", flipped), photo("c", other)])]
-    assert groups == ["a", "a", "c"]
+    photos = [photo("a", base), photo("b", flipped), photo("c", other)]
+    assert [p.group for p in group_near_duplicates(photos)] == ["a", "a", "c"]
 
 
 def test_what_is_used_but_odd_is_noted(folder):
@@ -90,9 +98,9 @@ def test_what_is_used_but_odd_is_noted(folder):
         picture(1000 + i).save(folder / "dog" / f"more{i}.png")
     notes = "\n".join(survey(folder).notes)
     assert "wrong.jpg is a PNG by its content" in notes
-    assert "look alike but lie in different classes" in notes
+    assert "near-duplicates in different classes" in notes
     assert "like_a_cat.png" in notes
-    assert "dog has 73 photos and cat 12" in notes
+    assert "dog has 73 photos, cat only 12" in notes
 
 
 def test_photo_keeps_its_place_when_the_folder_grows_or_is_renamed(folder, tmp_path_factory):
@@ -129,10 +137,10 @@ def test_shares_of_a_large_class_are_those_that_are_declared():
     assert {p.digest for p in parts["test"]} != {p.digest for p in split(photos, 1)["test"]}
 
 
-def test_folders_that_nothing_can_come_of_are_refused_by_name(folder):
-    with pytest.raises(PhotosError, match="absent is no folder"):
+def test_unusable_folders_are_refused_by_name(folder):
+    with pytest.raises(PhotosError, match="absent is not a folder"):
         survey(folder / "absent")
-    with pytest.raises(PhotosError, match="two at least; it holds none"):
+    with pytest.raises(PhotosError, match="at least two; it holds none"):
         survey(folder / "cat")
     (folder / "bird").mkdir()
     with pytest.raises(PhotosError, match="bird is empty"):
@@ -140,11 +148,18 @@ def test_folders_that_nothing_can_come_of_are_refused_by_name(folder):
     for i in range(MIN_PHOTOS - 1):
         picture(300 + i).save(folder / "bird" / f"{i}.png")
     (folder / "bird" / "x.txt").write_text("x")
-    with pytest.raises(PhotosError, match=r"bird holds 9 photos(.|\n)*x.txt: This is not an image"):
+    with pytest.raises(PhotosError, match=r"bird holds 9 usable photos(.|\n)*x.txt: This is not"):
         survey(folder)
     shutil.rmtree(folder / "bird")
     shutil.rmtree(folder / "dog")
     with pytest.raises(PhotosError, match="it holds only 'cat'"):
+        survey(folder)
+
+
+def test_folder_without_any_photo_is_refused_with_the_reason(folder):
+    for photo in folder.rglob("*.png"):
+        photo.rename(photo.with_suffix(".txt")).write_text("text")
+    with pytest.raises(PhotosError, match=r"cat holds 0 usable photos(.|\n)*00.txt: This is not"):
         survey(folder)
 
 
@@ -156,8 +171,8 @@ def test_report_counts_every_class_and_lists_what_is_skipped(folder):
     assert "notes.txt: This is not an image" in text
 
 
-def test_command_looks_at_a_folder(folder):
+def test_command_inspects_a_folder(folder):
     command = [sys.executable, "-m", "training.photos"]
     run = subprocess.run([*command, folder], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "cat" in run.stdout
-    assert "two at least" in error_of("training.photos", folder / "cat")
+    assert "at least two" in error_of("training.photos", folder / "cat")

@@ -2,6 +2,8 @@
 
 import io
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import keras
@@ -14,9 +16,10 @@ from rest_api.app import create_app
 from rest_api.bundle import load_bundle
 from rest_api.engine import load_engine
 from rest_api.settings import Settings
-from tests.support import coloured, error_of, small_backbone
-from training.ood import SCORES, Known
-from training.photos import transfer, tuning
+from tests.support import ROOT, coloured, error_of, small_backbone
+from training import transfer as command
+from training.ood import mahalanobis
+from training.photos import head, transfer, tuning
 from training.photos.backbones import BACKBONES, WeightsError, load_backbone
 from training.photos.features import cache_name, features, pooled, view_of
 from training.photos.inspect import survey
@@ -45,7 +48,7 @@ def result(photos, tmp_path_factory):
         figures, _ = transfer.transfer(
             photos,
             folder / "bundle",
-            side=SIDE,
+            image_size=SIDE,
             tuning=False,
             saved_model=True,
             runs=folder / "runs",
@@ -53,6 +56,7 @@ def result(photos, tmp_path_factory):
     return figures, folder
 
 
+@pytest.mark.slow
 def test_backbone_contains_its_own_preprocessing():
     images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3)).astype(np.float32)
     for name in ("mobilenetv2", "vgg16", "densenet121"):
@@ -84,7 +88,7 @@ def test_weights_that_cannot_be_had_are_explained(tmp_path, monkeypatch):
     (tmp_path / "other.h5").write_bytes(b"not weights")
     with pytest.raises(WeightsError, match=r"does not fit mobilenetv2.*--width"):
         load_backbone("mobilenetv2", str(tmp_path / "other.h5"))
-    with pytest.raises(WeightsError, match="does not fit mobilenetv2"):
+    with pytest.raises(WeightsError, match=r"absent\.h5 does not exist"):
         load_backbone("mobilenetv2", str(tmp_path / "absent.h5"))
 
 
@@ -106,12 +110,19 @@ def test_features_are_computed_once_for_each_content(photos, tmp_path, monkeypat
     assert {photo.digest for photo in computed} == {photo.digest for photo in some[30:]}
 
 
-def test_damaged_cache_is_computed_anew(photos, tmp_path):
+def test_unusable_cache_is_computed_anew(photos, tmp_path):
     network = pooled(small_backbone(), SIDE)
     some, cache = survey(photos).photos[:5], tmp_path / "features.npz"
     first = features(network, some, cache)
-    cache.write_bytes(cache.read_bytes()[:500])
-    np.testing.assert_array_equal(features(network, some, cache), first)
+    with np.load(cache) as stored:
+        keys, vectors = stored["keys"], stored["vectors"]
+    whole = cache.read_bytes()
+    for content in (whole[:500], b"", b"text"):
+        cache.write_bytes(content)
+        np.testing.assert_array_equal(features(network, some, cache), first)
+    for odd in (vectors[:, :7], vectors[:3], np.full_like(vectors, np.nan), vectors.astype(str)):
+        np.savez(cache, keys=keys, vectors=odd)
+        np.testing.assert_array_equal(features(network, some, cache), first)
 
 
 def test_other_weights_or_policies_have_other_caches():
@@ -125,57 +136,77 @@ def test_other_weights_or_policies_have_other_caches():
     )
 
 
-def test_scores_are_those_of_numpy():
-    rng = np.random.default_rng(0)
-    labels = rng.integers(0, 3, 200)
-    known = Known(rng.normal(size=(200, 8)) + 3 * np.eye(3, 8)[labels], labels)
-    inputs, logits = keras.Input((8,)), keras.Input((3,))
-    network = keras.Model(
-        [inputs, logits], {name: fit(known)(inputs, logits) for name, fit in SCORES.items()}
-    )
-    x, z = rng.normal(size=(50, 8)).astype(np.float32), rng.normal(size=(50, 3)).astype(np.float32)
-    scores = {name: np.asarray(each) for name, each in network([x, z]).items()}
+def scores_of(
+    fitted_on: np.ndarray, class_ids: np.ndarray, *others: np.ndarray
+) -> list[np.ndarray]:
+    """The Mahalanobis scores of features (N, D), and of others."""
+    inputs, logits = keras.Input(fitted_on.shape[1:]), keras.Input((2,))
+    network = keras.Model([inputs, logits], mahalanobis(fitted_on, class_ids)(inputs, logits))
+    return [np.asarray(network([x, x[:, :2]])) for x in (fitted_on, *others)]
 
-    exponentials = np.exp(z)
-    np.testing.assert_allclose(scores["energy"], np.log(exponentials.sum(1)), rtol=1e-4)
-    np.testing.assert_allclose(
-        scores["probability"], (exponentials / exponentials.sum(1, keepdims=True)).max(1), rtol=1e-4
+
+def test_mahalanobis_is_that_of_numpy():
+    rng = np.random.default_rng(0)
+    class_ids = rng.integers(0, 3, 200)
+    known = (rng.normal(size=(200, 8)) * range(1, 9) + 9 * np.eye(3, 8)[class_ids]).astype(
+        "float32"
     )
-    middle = known.features.mean(0)
-    away, directions = x - middle, known.centroids - middle
-    cosines = (away @ directions.T) / np.linalg.norm(away, axis=1)[:, None]
-    cosines /= np.linalg.norm(directions, axis=1)
-    np.testing.assert_allclose(scores["cosine"], cosines.max(1), atol=1e-4)
-    covariance = np.cov(known.features - known.centroids[labels], rowvar=False)
-    even = np.eye(8) * np.trace(covariance) / 8
-    inverse = np.linalg.inv(0.9 * covariance + 0.1 * even)
-    apart = x[:, None] - known.centroids  # (50, 3, 8)
-    distances = np.einsum("ncd,de,nce->nc", apart, inverse, apart)
-    np.testing.assert_allclose(scores["mahalanobis"], -distances.min(1), rtol=2e-3)
+    x = rng.normal(size=(50, 8)).astype("float32")
+    _, scores = scores_of(known, class_ids, x)
+
+    means = np.stack([known[class_ids == each].mean(0) for each in range(3)])
+    within = known - means[class_ids]
+    outer = within[:, :, None] * within[:, None]
+    empirical, isotropic = outer.mean(0), np.eye(8) * np.square(within).mean()
+    error = np.square(outer - empirical).sum((1, 2)).mean() / 200
+    shrinkage = error / np.square(empirical - isotropic).sum()
+    variances, directions = np.linalg.eigh((1 - shrinkage) * empirical + shrinkage * isotropic)
+    variances[:4] = variances[:4].mean()  # one variance for all but the principal directions
+    apart = (x[:, None] - means) @ directions  # (50, 3, 8)
+    distances = (np.square(apart) / variances).sum(-1)
+    np.testing.assert_allclose(scores, -distances.min(1), rtol=1e-3)
+
+
+def test_few_photos_score_no_lower_than_new_ones_of_their_classes():
+    rng = np.random.default_rng(0)
+
+    def made(count: int) -> tuple[np.ndarray, np.ndarray]:
+        class_ids = np.arange(count) % 2
+        spread = 1 / np.arange(1, 601) ** 0.5  # of the features, like a backbone's
+        centres = np.random.default_rng(1).normal(size=(2, 600)) * spread
+        return (centres[class_ids] + rng.normal(size=(count, 600)) * spread).astype(
+            "float32"
+        ), class_ids
+
+    (known, class_ids), (new, _) = made(80), made(400)
+    other = np.concatenate([new[:, ::-1], -new])
+    seen, unseen, ood = scores_of(known, class_ids, new, other)
+    assert np.mean(seen >= np.quantile(unseen, 0.05)) > 0.9
+    assert np.mean(ood >= np.quantile(unseen, 0.05)) < 0.1
 
 
 def test_heads_side_by_side_keep_each_its_own_penalty():
     rng = np.random.default_rng(0)
-    labels = np.arange(1000) % 3
-    vectors = (rng.normal(size=(1000, 8)) + 4 * np.eye(3, 8)[labels]).astype(np.float32)
+    class_ids = np.arange(1000) % 3
+    vectors = (rng.normal(size=(1000, 8)) + 4 * np.eye(3, 8)[class_ids]).astype(np.float32)
+    train, validation = (vectors[:900], class_ids[:900]), (vectors[900:], class_ids[900:])
 
-    def logits_with(*penalties: float) -> np.ndarray:
-        heads = tuning.fit_heads(vectors[:900, None], labels[:900], 0, penalties)
-        best = tuning.best_penalty(heads, vectors[900:], labels[900:])
-        return np.asarray(heads[best](vectors))
+    def fitted(*penalties: float) -> dict[float, keras.Model]:
+        return head.fit_heads(train[0][:, None], train[1], 0, penalties)
 
-    alone = logits_with(0.01)
-    assert (alone[900:].argmax(1) == labels[900:]).mean() > 0.8
-    np.testing.assert_allclose(logits_with(0.01, 1e3), alone, atol=0.05)
-    np.testing.assert_allclose(logits_with(1e3, 0.01), alone, atol=0.05)
-    assert abs(logits_with(1e3)).max() < 0.1 < abs(alone).max()
-
-
-def test_tuning_sees_images_a_little_smaller_than_those_served():
-    assert [tuning.side_of_tuning(side) for side in (32, 224, 256, 299)] == [32, 192, 224, 256]
+    alone, both = fitted(0.01), fitted(1e3, 0.01)
+    assert head.best_penalty(both, *validation) == 0.01
+    logits = np.asarray(alone[0.01](validation[0]))
+    assert (logits.argmax(1) == validation[1]).mean() > 0.8
+    np.testing.assert_allclose(both[0.01](validation[0]), logits, atol=0.05)
+    assert abs(np.asarray(both[1e3](validation[0]))).max() < 0.1 < abs(logits).max()
 
 
-def test_classes_are_learnt_and_figures_told(result):
+def test_tuning_takes_images_a_little_smaller_than_those_served():
+    assert [tuning.tuning_size(size) for size in (32, 224, 256, 299)] == [32, 192, 224, 256]
+
+
+def test_classes_are_learnt_and_figures_reported(result):
     figures, folder = result
     assert figures["accuracy"] > 0.8
     low, high = figures["accuracy_interval"]
@@ -219,9 +250,10 @@ def test_report_is_one_page_that_needs_no_other_file(result):
     assert "95 % interval" in page
     assert not re.findall(r'(?:src|href)="(?!data:)', page)
     assert page.count("data:image/png;base64,") >= 3
+    assert re.search(r"TPR.*train [\d.]+%, validation [\d.]+%, test [\d.]+%", page)
 
 
-def test_background_becomes_a_reason_to_reject(photos, tmp_path, monkeypatch):
+def test_photos_like_the_background_are_uncertain(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(transfer, "load_backbone", small_backbone)
     (tmp_path / "else").mkdir()
     for i in range(40):
@@ -230,125 +262,178 @@ def test_background_becomes_a_reason_to_reject(photos, tmp_path, monkeypatch):
         photos,
         tmp_path / "bundle",
         background=tmp_path / "else",
-        side=SIDE,
+        image_size=SIDE,
         tuning=False,
         runs=tmp_path / "runs",
     )
     manifest = load_bundle(tmp_path / "bundle").manifest
     assert manifest["labels"] == ["green", "red"]
     assert manifest["uncertainty"]["score"] == "above background"
-    assert figures["background_auroc"] > 0.8
+    assert figures["auroc"] > 0.8
 
 
-def test_fine_tuning_that_harms_is_taken_back(photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(tuning, "TUNE_EPOCHS", 2)
-    monkeypatch.setattr(tuning, "TUNE_RATE", 1.0)
-    _, gathered = transfer.gather(photos, None, 0)
+def task_of(photos: Path, runs: Path, seed: int = 0, *, fine_tune: bool = True) -> transfer.Task:
+    """A task of the small backbone, on the split of seed 0."""
+    _, dataset = transfer.gather(photos, None, 0)
+    return transfer.Task(dataset, small_backbone(), SIDE, "squash", fine_tune, seed, runs)
+
+
+def test_fine_tuning_that_harms_is_rejected(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(tuning, "EPOCHS", 2)
+    monkeypatch.setattr(tuning, "LEARNING_RATE", 1.0)
     images = np.random.default_rng(0).integers(0, 256, (4, SIDE, SIDE, 3)).astype(np.float32)
-    backbone = small_backbone()
-    network = pooled(backbone, SIDE)
-    how = {"resize": "squash", "runs": tmp_path, "seed": 0}
-    head, _, _ = transfer.learn(transfer.Task(gathered, network, None, **how), ["train"])
-    before = np.asarray(head(network(images)))
-    task = transfer.Task(gathered, network, pooled(backbone), **how)
-    head, choice, history = transfer.learn(task, ["train"])
-    assert len(history) == len(choice.factors) == 2
-    assert choice.share == 0
-    np.testing.assert_allclose(head(network(images)), before, atol=1e-4)
-    _, _, again = transfer.learn(task, ["train"])
-    assert again == history  # a finished run is repeated, not trained again
+    task = task_of(photos, tmp_path)
+    selection = transfer.select(task)
+    assert selection.interpolation == 0
+    assert len(selection.history) == 2
+    assert transfer.describe(task, selection, "small", 1.0)["training"]["tuned_epochs"] == 0
+    frozen = task_of(photos, tmp_path, fine_tune=False)
+    expected, _ = transfer.fit(frozen, transfer.select(frozen))(images)
+    probabilities, _ = transfer.fit(task, selection)(images)
+    np.testing.assert_allclose(probabilities, expected, atol=1e-4)
+    assert transfer.select(task).history == selection.history  # read, not trained again
+
+
+def test_rejected_fine_tuning_is_not_drawn(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(transfer, "load_backbone", small_backbone)
+    monkeypatch.setattr(tuning, "EPOCHS", 2)
+    for interpolation, drawn in ((0.0, False), (0.5, True)):
+        monkeypatch.setattr(tuning, "best_interpolation", lambda *_, found=interpolation: found)
+        _, drawings = transfer.transfer(photos, tmp_path / "bundle", image_size=SIDE, runs=tmp_path)
+        assert ("Fine-tuning" in drawings) == drawn
+        tuned = load_bundle(tmp_path / "bundle").manifest["training"]["tuned_epochs"]
+        assert (tuned > 0) == drawn
+
+
+def arrays_of(checkpoint: Path) -> dict[str, np.ndarray]:
+    with np.load(checkpoint) as stored:
+        return {name: stored[name] for name in stored.files if name.startswith("weights/")}
 
 
 def test_interrupted_tuning_ends_at_the_same_weights(photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(tuning, "TUNE_EPOCHS", 3)
-    _, gathered = transfer.gather(photos, None, 0)
-
-    def weights_of(runs: Path) -> list[np.ndarray]:
-        backbone = small_backbone()
-        how = {"resize": "squash", "runs": runs, "seed": 0}
-        task = transfer.Task(gathered, pooled(backbone, SIDE), pooled(backbone), **how)
-        transfer.learn(task, ["train"])
-        (checkpoint,) = runs.glob("tuning-*/checkpoint.npz")
-        with np.load(checkpoint) as state:
-            return [state[name] for name in sorted(state.files) if name.startswith("network/")]
-
+    monkeypatch.setattr(tuning, "EPOCHS", 3)
     saved = []
 
-    def save_and_stop(*state, save=tuning.save):
+    def save_and_stop(*state, save=tuning.save_checkpoint):
         save(*state)
         saved.append(state)
         if len(saved) == 2:
             raise KeyboardInterrupt
 
-    whole = weights_of(tmp_path / "whole")
+    transfer.select(task_of(photos, tmp_path / "whole"))
     with monkeypatch.context() as patch:
-        patch.setattr(tuning, "save", save_and_stop)
+        patch.setattr(tuning, "save_checkpoint", save_and_stop)
         with pytest.raises(KeyboardInterrupt):
-            weights_of(tmp_path / "cut")
-    for one, other in zip(whole, weights_of(tmp_path / "cut"), strict=True):
-        np.testing.assert_array_equal(one, other)
+            transfer.select(task_of(photos, tmp_path / "cut"))
+    transfer.select(task_of(photos, tmp_path / "cut"))
+    whole, cut = (
+        arrays_of(next(tmp_path.glob(f"{name}/tuning-*/checkpoint.npz")))
+        for name in ("whole", "cut")
+    )
+    assert whole.keys() == cut.keys()
+    for name, values in whole.items():
+        np.testing.assert_array_equal(values, cut[name])
 
 
-def test_rate_is_halved_on_a_plateau_and_again_where_the_choice_is_repeated(
-    photos, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(tuning, "TUNE_EPOCHS", 5)
-    monkeypatch.setattr(tuning, "PLATEAU", 2)
-    _, gathered = transfer.gather(photos, None, 0)
-    backbone = pooled(small_backbone())
-    network = keras.Sequential([backbone, keras.layers.Dense(2)])
-    numbers = gathered.numbers("train")
-    shown = network, gathered.parts["train"], tuning.one_hot(numbers), SIDE, "squash"
-    rates = []
+def test_seed_reseeds_fine_tuning(photos, tmp_path):
+    _, dataset = transfer.gather(photos, None, 0)
+    train = dataset.photos("train")
+    targets = head.one_hot(dataset.class_ids(train))
 
-    def fit_epoch(*how, original=tuning.fit_epoch):
-        figures = original(*how)
-        whole = float(how[2](int(network.optimizer.iterations) - 1))
-        rates.append(float(network.optimizer.learning_rate) / whole)
-        return figures
+    def first_batch(seed: int) -> tuple[np.ndarray, np.ndarray]:
+        return next(tuning.batches_of_epoch(train, targets, SIDE, "squash", 0, seed))
 
-    monkeypatch.setattr(tuning, "fit_epoch", fit_epoch)
-    history = tuning.tune(*shown, tmp_path / "first", watch=lambda: (1.0, 0.5))
-    factors = [row["factor"] for row in history]
-    assert factors == [1, 1, 1, 0.5, 0.5]
-    tuning.tune(*shown, tmp_path / "second", factors=factors)
-    np.testing.assert_allclose(rates, factors * 2, rtol=1e-5)
+    for one, same, other in zip(first_batch(0), first_batch(0), first_batch(1), strict=True):
+        np.testing.assert_array_equal(one, same)
+        assert not np.array_equal(one, other)
 
 
-def test_plateaus_are_counted_from_each_best_epoch():
-    assert tuning.plateaus([]) == 0
-    assert tuning.plateaus([3, 2, 2.2, 2.1, 2.4]) == 0
-    assert tuning.plateaus([3, 2, 2.2, 2.1, 2.4, 2.3, 1.0]) == 1
-    assert tuning.plateaus([2, 3, 3, 3, 1, 3, 3, 3, 3]) == 1
+def test_early_stopping_ends_at_the_best_epoch(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(tuning, "PATIENCE", 2)
+    network = keras.Sequential([pooled(small_backbone()), keras.layers.Dense(2)])
+    _, dataset = transfer.gather(photos, None, 0)
+    train = dataset.photos("train")
+    shown = train, head.one_hot(dataset.class_ids(train)), SIDE, "squash", tmp_path
+    losses, weights = iter([2.0, 1.0, 3.0, 3.0, 0.5]), []
+
+    def validate() -> tuple[float, float]:
+        weights.append(network.get_weights())
+        return next(losses), 0.5
+
+    history = tuning.tune(network, *shown, seed=0, epochs=9, validate=validate)
+    assert [row["val_loss"] for row in history] == [2, 1, 3, 3]
+    for value, expected in zip(network.get_weights(), weights[1], strict=True):
+        np.testing.assert_array_equal(value, expected)
 
 
-def test_validation_photos_are_learnt_from_once_all_is_chosen(photos, tmp_path, monkeypatch):
-    learnt = []
+def test_final_network_is_trained_on_the_validation_photos_too(photos, tmp_path, monkeypatch):
+    task, shown = task_of(photos, tmp_path, fine_tune=False), []
 
-    def learn(task, parts, choice=None, original=transfer.learn):
-        learnt.append((parts, choice))
-        return original(task, parts, choice)
+    def fit_heads(vectors, *options, original=head.fit_heads):
+        shown.append(len(vectors))
+        return original(vectors, *options)
 
-    monkeypatch.setattr(transfer, "learn", learn)
-    monkeypatch.setattr(transfer, "load_backbone", small_backbone)
-    monkeypatch.setattr(tuning, "TUNE_EPOCHS", 2)
-    transfer.transfer(photos, tmp_path / "bundle", side=SIDE, runs=tmp_path / "runs")
-    (first, nothing), (second, choice) = learnt
-    assert (first, nothing) == (["train"], None)
-    assert second == ["train", "validation"]
-    assert choice is not None
+    monkeypatch.setattr(head, "fit_heads", fit_heads)
+    before = task.backbone.get_weights()
+    selection = transfer.select(task)
+    for value, expected in zip(task.backbone.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(value, expected)
+    transfer.fit(task, selection)
+    parts = task.dataset.parts
+    assert shown == [len(parts["train"]), len(parts["train"]) + len(parts["validation"])]
 
 
-def test_mixed_images_keep_more_of_themselves_than_of_others():
+def test_mixup_keeps_more_of_an_image_than_of_the_other():
     images = np.stack([np.full((4, 4, 3), value, np.uint8) for value in (0, 200)] * 8)
     labels = np.eye(2, dtype=np.float32)[[0, 1] * 8]
-    blended, shares = tuning.mixed(images, labels, np.random.default_rng(0))
-    assert shares.argmax(1).tolist() == labels.argmax(1).tolist()
-    np.testing.assert_allclose(shares.sum(1), 1, atol=1e-6)
-    np.testing.assert_allclose(blended[:, 0, 0, 0], 200 * shares[:, 1], atol=1)
+    blended, targets = tuning.mixup(images, labels, np.random.default_rng(0))
+    assert targets.argmax(1).tolist() == labels.argmax(1).tolist()
+    np.testing.assert_allclose(targets.sum(1), 1, atol=1e-6)
+    np.testing.assert_allclose(blended[:, 0, 0, 0], 200 * targets[:, 1], atol=1)
     assert (blended[:, 0, 0, 0] % 200 > 0).any()
 
 
-def test_folder_of_no_use_is_refused_in_one_line(tmp_path):
+def test_few_photos_are_not_rejected_by_what_was_trained_on_them(photos, tmp_path, monkeypatch):
+    def wide_backbone(*_: object, **__: object) -> keras.Model:
+        """More channels than photos, like a real one."""
+        keras.utils.set_random_seed(0)
+        images = keras.Input((None, None, 3))
+        scaled = keras.layers.Rescaling(1 / 127.5, -1)(images)
+        return keras.Model(
+            images, keras.layers.Conv2D(512, 7, strides=4, activation="relu")(scaled)
+        )
+
+    monkeypatch.setattr(transfer, "load_backbone", wide_backbone)
+    figures, _ = transfer.transfer(
+        photos, tmp_path / "bundle", image_size=SIDE, tuning=False, runs=tmp_path
+    )
+    assert all(rate >= 0.75 for rate in figures["true_positive_rate"].values())
+    assert figures["true_positive_rate"]["train"] >= 0.9
+
+
+def test_help_does_not_wait_for_tensorflow():
+    for module in ("training.transfer", "training.photos"):
+        command = [sys.executable, "-X", "importtime", "-m", module, "--help"]
+        run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        assert run.stdout.startswith("usage:")
+        imported = {line.rpartition("|")[2].strip() for line in run.stderr.splitlines()}
+        assert "argparse" in imported
+        assert not imported & {"keras", "tensorflow", "matplotlib"}
+        assert all(line.startswith("import time:") for line in run.stderr.splitlines())
+
+
+def test_command_says_what_to_serve_in_shell_words(monkeypatch, capsys):
+    figures = dict.fromkeys(("accuracy", "calibration_error", "milliseconds", "megabytes"), 0.5)
+    figures |= {"test_photos": 1, "seconds": 1.0, "accuracy_interval": (0, 1)}
+    figures["true_positive_rate"] = {"test": 1.0}
+    monkeypatch.setattr(transfer, "transfer", lambda *_, **__: (figures, {}))
+    monkeypatch.setattr("sys.argv", ["transfer", "photos", "--output", "my bundles/cats"])
+    command.main()
+    assert capsys.readouterr().out.endswith("--model 'my bundles/cats'\n")
+
+
+def test_unusable_input_is_refused_in_one_line(photos, tmp_path):
     (tmp_path / "only").mkdir()
     assert "it holds only 'only'" in error_of("training.transfer", tmp_path)
+    absent = error_of("training.transfer", photos, "--weights", tmp_path / "absent.h5")
+    assert absent.endswith("absent.h5 does not exist.")

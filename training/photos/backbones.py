@@ -49,7 +49,7 @@ def load_backbone(
     import keras
     from keras import applications
 
-    if weights not in (None, RANDOM) and not Path(weights).is_file():
+    if weights and weights != RANDOM and not Path(weights).is_file():
         raise WeightsError(f"The weights file {weights} does not exist.")
     backbone = BACKBONES[name]
     images = keras.Input((None, None, 3), name="image")

@@ -125,7 +125,7 @@ def cache_name(network: keras.Model, resize: Resize) -> str:
 
 def read_cache(path: Path, channels: int) -> dict[str, np.ndarray]:
     """The features in a file; none if it is absent, damaged, or of another shape."""
-    damage = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
+    damage = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile)
     with contextlib.suppress(*damage), path.open("rb") as file, np.load(file) as stored:
         keys, vectors = stored["keys"].tolist(), stored["vectors"]
         if vectors.shape == (len(keys), channels) and np.isfinite(vectors).all():

@@ -67,7 +67,7 @@ def best_penalty(
 ) -> float:
     """The penalty of the head with the least calibrated loss on validation features (N, D)."""
     losses = {
-        penalty: calibrated_loss(head.predict_on_batch(validation), class_ids)
+        penalty: calibrated_loss(np.asarray(head(validation)), class_ids)
         for penalty, head in heads.items()
     }
     return min(losses, key=losses.__getitem__)

@@ -134,13 +134,13 @@ def select(task: Task) -> Selection:
         start = whole.get_weights()
         shown = validation, dataset.class_ids(validation), task.image_size, task.resize
         validate = partial(tuning.validate, whole, *shown)
-        history = tune(task, whole, train, penalty, validate=validate)
+        history = tune(task, whole, train, penalty, tuning.EPOCHS, validate)
         epochs = len(history) - tuning.epochs_since_best(history)
         interpolation = tuning.best_interpolation(whole, start, validate)
         tuning.interpolate(whole, start, whole.get_weights(), interpolation)
     known = dataset.photos("validation")
     scorer = with_score(task, dataset.photos("train"), heads[penalty])
-    logits, scores = scorer.predict_on_batch(task.features(known)[:, 0])
+    logits, scores = map(np.asarray, scorer(task.features(known)[:, 0]))
     logits = logits[:, : len(dataset.labels)]
     temperature = metrics.fit_temperature(logits, dataset.class_ids(known))
     # This estimate has no bias towards rejection where photos are few.
@@ -161,7 +161,7 @@ def fit(task: Task, selection: Selection) -> keras.Model:
     if selection.interpolation:
         whole = joined(task, classifier)
         start = whole.get_weights()
-        tune(task, whole, photos, penalty, epochs=selection.epochs)
+        tune(task, whole, photos, penalty, selection.epochs)
         tuning.interpolate(whole, start, whole.get_weights(), selection.interpolation)
     scorer = with_score(task, dataset.photos("train", "validation"), classifier)
     logits, score = scorer(task.network.output)
@@ -178,16 +178,21 @@ def joined(task: Task, classifier: keras.Model) -> keras.Model:
 
 
 def tune(
-    task: Task, whole: keras.Model, photos: Sequence[Photo], penalty: float, **options: Any
+    task: Task,
+    whole: keras.Model,
+    photos: Sequence[Photo],
+    penalty: float,
+    epochs: int,
+    validate: tuning.Validate | None = None,
 ) -> list[dict[str, float]]:
     """Fine-tune in a directory whose name changes with everything that the result depends on."""
-    settings = head.SETTINGS, tuning.SETTINGS, penalty, task.seed, options.get("epochs")
+    settings = head.SETTINGS, tuning.SETTINGS, penalty, task.seed, epochs, bool(validate)
     content = [(photo.digest, photo.label) for photo in photos]
     what = repr([cache_name(task.network, task.resize), settings, content])
     run = task.runs / f"tuning-{hashlib.sha256(what.encode()).hexdigest()[:12]}"
     targets = head.one_hot(task.dataset.class_ids(photos))
-    size = tuning.tuning_size(task.image_size)
-    return tuning.tune(whole, photos, targets, size, task.resize, run, seed=task.seed, **options)
+    shown = photos, targets, tuning.tuning_size(task.image_size), task.resize
+    return tuning.tune(whole, *shown, run, seed=task.seed, epochs=epochs, validate=validate)
 
 
 def with_score(task: Task, photos: Sequence[Photo], classifier: keras.Model) -> keras.Model:

@@ -40,7 +40,7 @@ def tune(
     run: Path,
     *,
     seed: int,
-    epochs: int = EPOCHS,
+    epochs: int,
     validate: Validate | None = None,
 ) -> list[dict[str, float]]:
     """Train the last layers of a network, images → logits, on one-hot targets (N, classes).
