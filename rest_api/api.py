@@ -106,29 +106,32 @@ def predict() -> Response:
     if len(images) > 1:
         results = [result(name, data, model, top) for name, data in images]
         return answer(schema.Answer(success=True, results=results, model=about))
-    predictions, uncertain = classify(images[0][1], model, top)
-    return answer(
-        schema.Answer(success=True, predictions=predictions, uncertain=uncertain, model=about)
-    )
+    return answer(schema.Answer(success=True, model=about, **classify(images[0][1], model, top)))
 
 
 def result(filename: str, data: bytes, model: LoadedModel, top: int) -> schema.Result:
     """Classify one image of several."""
     try:
-        predictions, uncertain = classify(data, model, top)
+        return schema.Result(filename, success=True, **classify(data, model, top))
     except RequestError as error:
         telemetry.rejected(error.code)
         problem = schema.Problem(error.code, str(error))
         return schema.Result(filename, success=False, error=problem)
-    return schema.Result(filename, success=True, predictions=predictions, uncertain=uncertain)
 
 
-def classify(data: bytes, model: LoadedModel, top: int) -> tuple[list[schema.Prediction], bool]:
-    """The `top` best classes, and whether the model is uncertain. Raises RequestError."""
+def classify(data: bytes, model: LoadedModel, top: int) -> dict[str, Any]:
+    """What an answer says about an image: the `top` best classes and the verdicts.
+
+    Raises RequestError.
+    """
     prediction = model.classify(data, top)
-    telemetry.classified(model.bundle.name, prediction)
+    telemetry.classified(model.bundle, prediction)
     best = [schema.Prediction(label, round(share, 6)) for label, share in prediction.classes]
-    return best, prediction.uncertain
+    return {
+        "predictions": best,
+        "uncertain": prediction.uncertain,
+        "none_of_these": prediction.none_of_these,
+    }
 
 
 def sent_images(request: Request, settings: Settings) -> list[tuple[str, bytes]]:
@@ -223,8 +226,8 @@ def models() -> Response:
             default=position == 0,
             labels=list(model.bundle.labels),
             input_size=model.bundle.input_size,
-            score=model.bundle.score,
             threshold=model.bundle.threshold,
+            ood=schema.OodScore(*model.bundle.ood) if model.bundle.ood else None,
             accuracy=model.bundle.manifest.get("accuracy", {}),
         )
         for position, (name, model) in enumerate(this_app().models.items())

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rest_api.bundle import MANIFEST, Bundle, BundleError, Engine, load_bundle
-from rest_api.engine import Predict, load_engine
-from rest_api.images import decode, to_square
+from rest_api.engine import Predict, judge, load_engine, mean_over_views
+from rest_api.images import decode, to_views
 from rest_api.settings import Settings
 
 
@@ -16,8 +16,9 @@ class Prediction(NamedTuple):
     """What a model says about one photo."""
 
     classes: list[tuple[str, float]]  # label and probability, the most probable first
-    score: float  # what the bundle's threshold is compared with: the larger, the surer
-    uncertain: bool  # whether the score is below the threshold
+    score: float  # as in Outputs, which see
+    uncertain: bool  # none of these, or not sure which
+    none_of_these: bool
     decode_seconds: float
     inference_seconds: float
 
@@ -35,14 +36,21 @@ class LoadedModel:
         bundle = self.bundle
         began = time.perf_counter()
         image = decode(data, bundle.input_size, self.max_pixels)
-        pixels = to_square(image, bundle.input_size, bundle.resize)
+        views = to_views(image, bundle.input_size, bundle.views)
         decoded = time.perf_counter()
-        (probabilities,), (score,) = self.predict(pixels[None])  # a batch of one
+        outputs = mean_over_views(self.predict(views), len(views))
         ended = time.perf_counter()
+        (probabilities,), (score,) = outputs
+        (none_of_these,), (uncertain,) = judge(outputs, bundle)
         best = probabilities.argsort()[::-1][:top]
-        classes = [(bundle.labels[i], float(probabilities[i])) for i in best]
-        uncertain = bool(score < bundle.threshold)
-        return Prediction(classes, float(score), uncertain, decoded - began, ended - decoded)
+        return Prediction(
+            classes=[(bundle.labels[i], float(probabilities[i])) for i in best],
+            score=float(score),
+            uncertain=bool(uncertain),
+            none_of_these=bool(none_of_these),
+            decode_seconds=decoded - began,
+            inference_seconds=ended - decoded,
+        )
 
 
 def load_model(

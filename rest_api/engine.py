@@ -9,17 +9,26 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rest_api.bundle import MANIFEST, PROBABILITY, Bundle, BundleError, Engine
+from rest_api.bundle import MANIFEST, Bundle, BundleError, Engine
 
 
 class Outputs(NamedTuple):
     """What a network returns for N images."""
 
     probabilities: np.ndarray  # (N, classes) float32 that sum to 1 in each row
-    scores: np.ndarray  # (N,) float32, what the bundle's threshold is for: the larger, the surer
+    # (N,) float32, the larger, the more like the classes: the network's OOD score, or where it
+    # returns none, the best class's probability
+    scores: np.ndarray
 
 
 Predict = Callable[[np.ndarray], Outputs]  # of (N, side, side, 3) uint8
+
+
+class Verdicts(NamedTuple):
+    """Which of N images are not answered, and why."""
+
+    none_of_these: np.ndarray  # (N,) bool: out of distribution
+    uncertain: np.ndarray  # (N,) bool: that, or not sure which class
 
 
 def load_engine(bundle: Bundle, engine: Engine = "litert", threads: int = 1) -> Predict:
@@ -31,8 +40,9 @@ def load_engine(bundle: Bundle, engine: Engine = "litert", threads: int = 1) -> 
     content = bundle.file(engine)
     predict = _keras(content, bundle) if engine == "keras" else _litert(content, bundle, threads)
     side = bundle.input_size
-    probabilities, _ = predict(np.zeros((1, side, side, 3), np.uint8))
-    if probabilities.shape != (1, len(bundle.labels)):
+    views = len(bundle.views)
+    probabilities, _ = predict(np.zeros((views, side, side, 3), np.uint8))
+    if probabilities.shape != (views, len(bundle.labels)):
         raise BundleError(
             f"{bundle.path}: the network returns {probabilities.shape[-1]} classes, "
             f"model.json names {len(bundle.labels)}."
@@ -41,20 +51,35 @@ def load_engine(bundle: Bundle, engine: Engine = "litert", threads: int = 1) -> 
 
 
 def name_outputs(outputs: Sequence[np.ndarray], bundle: Bundle) -> Outputs:
-    """Tell probabilities, (N, classes), and scores, (N,), apart by their rank.
+    """Tell probabilities, (N, classes), and OOD scores, (N,), apart by their rank.
 
     Raises BundleError if the score is missing.
     """
     (probabilities,) = (each for each in outputs if each.ndim == 2)
-    if bundle.score == PROBABILITY:
+    if bundle.ood is None:
         return Outputs(probabilities, probabilities.max(-1))
     scores = [each for each in outputs if each.ndim == 1]
     if not scores:
         raise BundleError(
-            f"{bundle.path}: {MANIFEST} has a threshold for the score {bundle.score!r}, "
+            f"{bundle.path}: {MANIFEST} has a threshold for the score {bundle.ood.name!r}, "
             "which the network does not return."
         )
     return Outputs(probabilities, scores[0])
+
+
+def mean_over_views(outputs: Outputs, views: int) -> Outputs:
+    """The outputs for N images from those for N * `views`, the views of each image in turn."""
+    probabilities, scores = outputs
+    return Outputs(
+        probabilities.reshape(-1, views, probabilities.shape[1]).mean(1),
+        scores.reshape(-1, views).mean(1),
+    )
+
+
+def judge(outputs: Outputs, bundle: Bundle) -> Verdicts:
+    """What the bundle's two thresholds say about images, whose outputs are means over views."""
+    strange = outputs.scores < (bundle.ood.threshold if bundle.ood else -np.inf)
+    return Verdicts(strange, strange | (outputs.probabilities.max(1) < bundle.threshold))
 
 
 def _litert(content: bytes, bundle: Bundle, threads: int) -> Predict:

@@ -1,14 +1,16 @@
-"""Photos as people send them: bytes → RGB image → the square array that the network takes."""
+"""Photos as people send them: bytes → RGB image → the square arrays that the network takes."""
 
 import contextlib
 import io
 import struct
 import zlib
+from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from rest_api.bundle import Resize
+from rest_api.bundle import Resize, View
 from rest_api.errors import RequestError
 from rest_api.settings import Settings
 
@@ -80,20 +82,30 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def to_views(image: Image.Image, image_size: int, views: Sequence[View]) -> np.ndarray:
+    """Every view of an RGB image of any shape, (V, image_size, image_size, 3) uint8."""
+
+    @cache
+    def square(resize: Resize) -> np.ndarray:
+        return to_square(image, image_size, resize)
+
+    same = image.width == image.height  # whatever the policy
+    pixels = [square("stretch" if same else view.resize) for view in views]
+    return np.stack([p[:, ::-1] if v.mirror else p for p, v in zip(pixels, views, strict=True)])
+
+
 def to_square(image: Image.Image, image_size: int, resize: Resize) -> np.ndarray:
     """Resize an RGB image of any shape to (image_size, image_size, 3) uint8.
 
-    `resize` is the bundle's:
-
-    squash    stretch: the whole image, its shape changed
-    crop      center crop: the largest square in the middle
-    pad       letterbox: the whole image in its shape, with grey beside it
+    stretch        the whole image, its shape changed
+    center_crop    the largest square in the middle
+    letterbox      the whole image in its shape, with grey beside it
     """
     square = (image_size, image_size)
     width, height = image.size
-    if resize == "squash" or width == height:
+    if resize == "stretch" or width == height:
         return _pixels(_shrink(image, square))
-    if resize == "crop":
+    if resize == "center_crop":
         side = min(width, height)
         left, top = (width - side) // 2, (height - side) // 2
         return _pixels(_shrink(image, square, (left, top, left + side, top + side)))

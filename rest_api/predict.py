@@ -11,6 +11,7 @@ import io
 import json
 import os
 import sys
+import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,7 +24,7 @@ from tqdm import tqdm
 from rest_api.bundle import FILENAMES, BundleError
 from rest_api.classifier import LoadedModel, Prediction, load_model
 from rest_api.errors import RequestError
-from rest_api.settings import DEFAULT_MODEL
+from rest_api.settings import DEFAULT_MODEL, Settings, option_of
 
 MANY = 20  # files from which on there is a progress bar
 STDIN = "-"
@@ -65,17 +66,26 @@ def files_of(paths: Sequence[str]) -> Iterator[str]:
 
 def as_table(file: str, prediction: Prediction) -> str:
     guesses = "  ".join(f"{label} {share:.1%}" for label, share in prediction.classes)
-    return f"{file}  {'uncertain: ' if prediction.uncertain else ''}{guesses}"
+    verdict = "none of these: " if prediction.none_of_these else "uncertain: "
+    return f"{file}  {verdict if prediction.uncertain else ''}{guesses}"
 
 
 def as_json(file: str, prediction: Prediction) -> str:
     best = [{"label": label, "probability": round(share, 6)} for label, share in prediction.classes]
-    return json.dumps({"file": file, "uncertain": prediction.uncertain, "predictions": best})
+    return json.dumps(
+        {
+            "file": file,
+            "uncertain": prediction.uncertain,
+            "none_of_these": prediction.none_of_these,
+            "predictions": best,
+        }
+    )
 
 
 def as_csv(file: str, prediction: Prediction) -> str:
     guesses = [cell for label, share in prediction.classes for cell in (label, f"{share:.6f}")]
-    return csv_line([file, str(prediction.uncertain).lower(), *guesses])
+    verdicts = [str(each).lower() for each in (prediction.uncertain, prediction.none_of_these)]
+    return csv_line([file, *verdicts, *guesses])
 
 
 def csv_line(cells: Sequence[str]) -> str:
@@ -86,7 +96,7 @@ def csv_line(cells: Sequence[str]) -> str:
 
 def csv_header(top: int) -> str:
     guesses = [f"{name}_{i}" for i in range(1, top + 1) for name in ("label", "probability")]
-    return csv_line(["file", "uncertain", *guesses])
+    return csv_line(["file", "uncertain", "none_of_these", *guesses])
 
 
 FORMATS = {"table": as_table, "json": as_json, "csv": as_csv}
@@ -138,6 +148,9 @@ def parse_arguments() -> argparse.Namespace:
     add("--top", type=int, default=3, help="classes to name, the best first (%(default)s)")
     add("--format", choices=list(FORMATS), default="table", help="of the answers (%(default)s)")
     add("--output", type=Path, help="file for csv or json, continued where it ends")
+    limit = option_of("max_pixels")
+    about = f"{limit.help} ({limit.default})"
+    add(limit.flag, default=Settings.max_pixels, help=about, **limit.parsing)
     args = parser.parse_args()
     if args.top < 1:
         parser.error(f"--top must be 1 or more, not {args.top}")
@@ -148,9 +161,10 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
+    warnings.filterwarnings("ignore", module="PIL")  # of large or odd files, which are read anyway
     threads = os.cpu_count() or 1
     try:
-        model = load_model(args.model, args.engine, threads)
+        model = load_model(args.model, args.engine, threads, args.max_pixels)
         top = min(args.top, len(model.bundle.labels))
         done = already_in(args.output, args.format, top) if args.output else set()
     except BundleError as error:

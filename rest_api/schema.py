@@ -11,7 +11,13 @@ from rest_api import __version__
 
 PREDICT = "/predict"  # the expensive route: requests for it queue, and are limited in their rate
 Probability = Annotated[float, Meta(ge=0, le=1)]
-Uncertain = Annotated[bool, Meta(description="whether the score is below the model's threshold")]
+Uncertain = Annotated[
+    bool,
+    Meta(description="whether the image is of none of these classes, or it is not sure of which"),
+]
+NoneOfThese = Annotated[
+    bool, Meta(description="whether the model's OOD score says that it is none of these classes")
+]
 
 
 class Prediction(msgspec.Struct):
@@ -37,12 +43,13 @@ class Failure(msgspec.Struct):
 
 
 class Result(msgspec.Struct):
-    """One image of several: `predictions` and `uncertain`, or `error`."""
+    """One image of several: `predictions` and the two verdicts, or `error`."""
 
     filename: str
     success: bool
     predictions: list[Prediction] | UnsetType = UNSET
     uncertain: Uncertain | UnsetType = UNSET
+    none_of_these: NoneOfThese | UnsetType = UNSET
     error: Problem | UnsetType = UNSET
 
 
@@ -52,8 +59,18 @@ class Answer(msgspec.Struct, kw_only=True):
     success: Literal[True]
     predictions: list[Prediction] | UnsetType = UNSET
     uncertain: Uncertain | UnsetType = UNSET
+    none_of_these: NoneOfThese | UnsetType = UNSET
     results: list[Result] | UnsetType = UNSET
     model: Model
+
+
+class OodScore(msgspec.Struct):
+    """Out-of-distribution detection: the network returns a score beside the probabilities."""
+
+    score: Annotated[str, Meta(description="how it is made")]
+    threshold: Annotated[
+        float, Meta(description="images whose score is below it are none of these")
+    ]
 
 
 class ServedModel(msgspec.Struct):
@@ -62,8 +79,10 @@ class ServedModel(msgspec.Struct):
     default: bool
     labels: list[str]
     input_size: Annotated[int, Meta(description="side in pixels of the square that it takes")]
-    score: Annotated[str, Meta(description='"probability", or what the network adds to it')]
-    threshold: Annotated[float, Meta(description="answers whose score is below it are uncertain")]
+    threshold: Annotated[
+        float, Meta(description="answers whose best probability is below it are uncertain")
+    ]
+    ood: OodScore | None
     accuracy: Annotated[dict[str, Any], Meta(description="as model.json states it")]
 
 

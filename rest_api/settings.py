@@ -163,6 +163,12 @@ def options() -> list[Option]:
     return [each.metadata["option"] for each in fields(Settings)]
 
 
+def option_of(setting: str) -> Option:
+    """The option of a field, by the field's name."""
+    option: Option = Settings.__dataclass_fields__[setting].metadata["option"]
+    return option
+
+
 def as_markdown() -> str:
     """The rows of the documentation's table of options."""
     return "\n".join(f"| `{each.flag}` | {each.help} | {each.default} |" for each in options())

@@ -30,17 +30,23 @@ from prometheus_client import (
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from werkzeug.wsgi import get_content_length
 
+from rest_api.bundle import Bundle
 from rest_api.classifier import LoadedModel, Prediction
 from rest_api.schema import PREDICT
 
 BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 5)  # seconds
+# Fine for log odds; further down for squared distances.
+OOD_BUCKETS = (-1000, -500, -200, -100, -50, -20, -15, -10, *range(-8, 9), 10, 15, 20)
 
 REQUESTS = Counter("classifier_requests", "Requests answered", ["route", "status"])
 SECONDS = Histogram("classifier_seconds", "Time of a stage", ["stage"], buckets=BUCKETS)
 IN_FLIGHT = Gauge("classifier_in_flight", "Requests being answered", multiprocess_mode="livesum")
 REJECTED = Counter("classifier_rejected", "Images and requests refused", ["code"])
 PREDICTIONS = Counter("classifier_predictions", "Images by best class", ["model", "label"])
-UNCERTAIN = Counter("classifier_uncertain", "Answers below the model's threshold", ["model"])
+VERDICTS = Counter("classifier_verdicts", "Images by verdict", ["model", "verdict"])
+OOD_SCORES = Histogram(
+    "classifier_ood_score", "Out-of-distribution scores", ["model"], buckets=OOD_BUCKETS
+)
 MODEL = Gauge("classifier_model", "Loaded models", ["name", "version"], multiprocess_mode="livemax")
 
 log = logging.getLogger("rest_api.requests")
@@ -99,11 +105,12 @@ def record(environ: WSGIEnvironment, status: int, seconds: float) -> None:
     log.info("%s", msgspec.json.encode(entry).decode())
 
 
-def classified(model: str, prediction: Prediction) -> None:
+def classified(bundle: Bundle, prediction: Prediction) -> None:
     """Count the prediction for an image, and note its times for the log."""
-    series(PREDICTIONS, model, prediction.classes[0][0]).inc()
-    if prediction.uncertain:
-        series(UNCERTAIN, model).inc()
+    series(PREDICTIONS, bundle.name, prediction.classes[0][0]).inc()
+    series(VERDICTS, bundle.name, verdict(prediction)).inc()
+    if bundle.ood:
+        series(OOD_SCORES, bundle.name).observe(prediction.score)
     entry = line.get()
     for stage, seconds in (
         ("decode", prediction.decode_seconds),
@@ -111,6 +118,12 @@ def classified(model: str, prediction: Prediction) -> None:
     ):
         series(SECONDS, stage).observe(seconds)
         entry[f"{stage}_ms"] = round(entry.get(f"{stage}_ms", 0) + 1000 * seconds, 2)
+
+
+def verdict(prediction: Prediction) -> str:
+    if prediction.none_of_these:
+        return "none_of_these"
+    return "unsure" if prediction.uncertain else "answered"
 
 
 def rejected(code: str) -> None:

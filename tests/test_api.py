@@ -13,6 +13,9 @@ from PIL import Image
 from rest_api import __version__, security
 from rest_api.api import App, api, describe
 from rest_api.app import create_app
+from rest_api.bundle import OodScore
+from rest_api.classifier import LoadedModel
+from rest_api.engine import Outputs
 from rest_api.settings import DEFAULT_MODEL, Settings
 from tests.support import FROG, encode, post, rename
 
@@ -168,7 +171,7 @@ def files(*contents: bytes) -> dict:
 
 def test_answer_names_the_model_and_whether_it_is_uncertain(client):
     answer = post(client, FROG.read_bytes()).get_json()
-    assert set(answer) == {"success", "predictions", "uncertain", "model"}
+    assert set(answer) == {"success", "predictions", "uncertain", "none_of_these", "model"}
     assert answer["model"]["name"] == "cifar10"
     assert answer["model"]["version"]
     assert answer["uncertain"] is False
@@ -298,6 +301,7 @@ def test_answer_below_the_threshold_is_uncertain(two_bundles):
     answer = post(client, FROG.read_bytes()).get_json()
     assert answer["predictions"][0]["probability"] < 0.9999
     assert answer["uncertain"] is True
+    assert answer["none_of_these"] is False
 
 
 def test_health_tells_live_from_ready():
@@ -329,6 +333,7 @@ def test_metrics_count_requests_stages_refusals_and_predictions(client):
         'classifier_seconds_count{stage="decode"}': 1,
         'classifier_seconds_count{stage="infer"}': 1,
         'classifier_predictions_total{label="frog",model="cifar10"}': 1,
+        'classifier_verdicts_total{model="cifar10",verdict="answered"}': 1,
     }
     before = {line: metric(client, line) for line in lines}
     post(client, FROG.read_bytes())
@@ -337,6 +342,34 @@ def test_metrics_count_requests_stages_refusals_and_predictions(client):
     assert metric(client, "classifier_in_flight") == 1  # the one that asks
     version = create_app().models["cifar10"].bundle.version
     assert metric(client, f'classifier_model{{name="cifar10",version="{version}"}}') == 1
+
+
+@pytest.mark.parametrize(
+    ("score", "threshold", "verdict"),
+    [(-5.5, 0, "none_of_these"), (-4.5, 0.2, "unsure"), (-4.5, 0.1, "answered")],
+)
+def test_verdict_is_told_and_counted_beside_the_score(score, threshold, verdict):
+    app = create_app()
+    client, name = app.test_client(), f"of-{verdict}"
+    bundle = replace(app.models["cifar10"].bundle, name=name, threshold=threshold)
+
+    def predict(views: np.ndarray) -> Outputs:
+        return Outputs(np.full((len(views), 10), 0.1), np.full(len(views), score))
+
+    model = LoadedModel(replace(bundle, ood=OodScore("log odds", -5)), predict)
+    app.models = {name: model}
+    listed = client.get("/models").get_json()["models"][0]
+    assert listed["ood"] == {"score": "log odds", "threshold": -5}
+    assert listed["threshold"] == threshold
+    answer = post(client, FROG.read_bytes()).get_json()
+    assert answer["none_of_these"] is (verdict == "none_of_these")
+    assert answer["uncertain"] is (verdict != "answered")
+    several = client.post("/predict", data=files(*[FROG.read_bytes()] * 2)).get_json()["results"]
+    assert [each["none_of_these"] for each in several] == [answer["none_of_these"]] * 2
+    assert metric(client, f'classifier_verdicts_total{{model="{name}",verdict="{verdict}"}}') == 3
+    for bound, count in ((-6, 0), (-5, 3 * (score < -5)), (-4, 3)):
+        line = f'classifier_ood_score_bucket{{le="{bound:.1f}",model="{name}"}}'
+        assert metric(client, line) == count
 
 
 def test_keys_open_predict_and_nothing_opens_without_one():

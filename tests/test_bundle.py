@@ -3,7 +3,7 @@ import shutil
 
 import pytest
 
-from rest_api.bundle import BundleError, load_bundle
+from rest_api.bundle import BundleError, OodScore, View, load_bundle
 from rest_api.engine import load_engine
 from rest_api.settings import DEFAULT_MODEL
 
@@ -51,17 +51,22 @@ def test_manifest_that_is_no_json_is_refused(bundle):
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"schema": 2}, "'schema' is 2, this program reads 1"),
+        ({"schema": 3}, "'schema' is 3, this program reads 1 and 2"),
         ({"labels": None}, "'labels' is missing"),
         ({"labels": ["frog"]}, "at least two different names"),
         ({"labels": ["frog", "frog"]}, "at least two different names"),
         ({"labels": "frog"}, "must be a list of strings"),
-        ({"resize": "zoom"}, "'resize' is 'zoom'"),
+        ({"views": None}, "'views' is missing"),
+        ({"views": []}, "'views' must be a list of one or more"),
+        ({"views": [{"resize": "zoom"}]}, "'resize' is 'zoom', not one of .*'center_crop'"),
+        ({"views": [{"resize": "stretch", "mirror": 1}]}, "'mirror' must be true or false"),
         ({"input_size": "32"}, "'input_size' must be a positive whole number"),
         ({"name": ""}, "'name' must be a non-empty string"),
         ({"files": {}}, "'files' names none"),
         ({"uncertainty": {"threshold": 2}}, "must be from 0 to 1"),
-        ({"uncertainty": {"score": "energy", "threshold": "low"}}, "must be a number"),
+        ({"ood": {"score": "energy", "threshold": "low"}}, "'threshold' of 'ood' must be a num"),
+        ({"ood": {"threshold": 1}}, "'score' is missing"),
+        ({"schema": 1, "resize": "zoom"}, "'resize' is 'zoom', not one of .*'squash'"),
         ({"files": {"onnx": {"name": "a", "sha256": ""}}}, "unknown engine 'onnx'"),
         ({"files": {"litert": {"name": "../a", "sha256": ""}}}, "in the bundle's own folder"),
         ({"files": {"litert": {"name": "a"}}}, "'sha256' is missing"),
@@ -71,6 +76,31 @@ def test_manifest_that_cannot_be_served_is_refused_by_name(bundle, changes, comp
     edit(bundle, **changes)
     with pytest.raises(BundleError, match=complaint):
         load_bundle(bundle)
+
+
+@pytest.mark.parametrize(
+    ("resize", "view"), [("squash", "stretch"), ("crop", "center_crop"), ("pad", "letterbox")]
+)
+def test_schema_1_is_read_as_one_view_and_a_threshold_of_the_probability(bundle, resize, view):
+    edit(bundle, schema=1, views=None, resize=resize, uncertainty={"threshold": 0.6})
+    read = load_bundle(bundle)
+    assert read.views == (View(view, mirror=False),)
+    assert read.threshold == 0.6
+    assert read.ood is None
+    assert "resize" not in read.manifest
+
+
+def test_schema_1_with_a_score_of_the_network_is_read_as_its_ood_score(bundle):
+    uncertainty = {"score": "mahalanobis", "threshold": -30.5}
+    edit(bundle, schema=1, views=None, resize="squash", uncertainty=uncertainty)
+    read = load_bundle(bundle)
+    assert read.ood == OodScore("mahalanobis", -30.5)
+    assert read.threshold == 0
+
+
+def test_views_are_read_in_their_order(bundle):
+    edit(bundle, views=[{"resize": "letterbox"}, {"resize": "center_crop", "mirror": True}])
+    assert load_bundle(bundle).views == (View("letterbox"), View("center_crop", mirror=True))
 
 
 def test_damaged_network_file_is_refused(bundle):

@@ -1,12 +1,15 @@
 """From the bytes of a photo to a prediction."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from rest_api.bundle import load_bundle
+from rest_api.bundle import Bundle, OodScore, View, load_bundle
 from rest_api.classifier import LoadedModel, load_model
 from rest_api.engine import Outputs
 from rest_api.errors import RequestError
+from rest_api.images import to_views
 from rest_api.settings import DEFAULT_MODEL
 from tests.support import FROG, encode, picture
 
@@ -28,20 +31,65 @@ def test_classes_come_with_the_most_probable_first(model):
     assert prediction.inference_seconds > 0
 
 
-@pytest.mark.parametrize(("score", "uncertain"), [(-1e-6, True), (1e-6, False)])
-def test_score_below_the_threshold_is_uncertain(score, uncertain):
-    bundle = load_bundle(DEFAULT_MODEL)
-    given = []
+TWO_VIEWS = View("stretch"), View("center_crop", mirror=True)
+
+
+def bundle_of(threshold: float = 0.0, ood: OodScore | None = None, views=TWO_VIEWS) -> Bundle:
+    return replace(load_bundle(DEFAULT_MODEL), threshold=threshold, ood=ood, views=views)
+
+
+def of_dog(probability: float) -> np.ndarray:
+    """The probabilities of a dog or else a cat."""
+    return np.eye(10)[5] * probability + np.eye(10)[3] * (1 - probability)
+
+
+def test_prediction_is_the_mean_over_views_that_are_shown_in_one_call():
+    shown = []
 
     def predict(images: np.ndarray) -> Outputs:
-        given.append(images)
-        return Outputs(np.full((1, 10), 0.1), np.array([bundle.threshold + score]))
+        shown.append(images)
+        return Outputs(np.stack([of_dog(0.2), of_dog(0.9)]), np.array([-3.0, 4.0]))
 
-    prediction = LoadedModel(bundle, predict).classify(encode(picture(0)))
-    assert prediction.score == pytest.approx(bundle.threshold + score)
-    assert prediction.uncertain is uncertain
-    assert given[0].shape == (1, 32, 32, 3)
-    assert given[0].dtype == np.uint8
+    photo = picture(0)
+    prediction = LoadedModel(bundle_of(), predict).classify(encode(photo), top=2)
+    (views,) = shown
+    np.testing.assert_array_equal(views, to_views(photo, 32, TWO_VIEWS))
+    assert prediction.classes == [("dog", pytest.approx(0.55)), ("cat", pytest.approx(0.45))]
+    assert prediction.score == 0.5
+
+
+@pytest.mark.parametrize(
+    ("ood_threshold", "threshold", "verdict"),
+    [
+        (0.49, 0.54, (False, False)),
+        (0.49, 0.56, (False, True)),
+        (0.51, 0.54, (True, True)),
+        (None, 0.54, (False, False)),
+        (None, 0.56, (False, True)),
+    ],
+)
+def test_verdicts_compare_means_over_views_with_the_two_thresholds(
+    ood_threshold, threshold, verdict
+):
+    def predict(images: np.ndarray) -> Outputs:
+        return Outputs(np.stack([of_dog(0.2), of_dog(0.9)]), np.array([-3.0, 4.0]))
+
+    ood = None if ood_threshold is None else OodScore("log odds", ood_threshold)
+    prediction = LoadedModel(bundle_of(threshold, ood), predict).classify(encode(picture(0)))
+    assert (prediction.none_of_these, prediction.uncertain) == verdict
+
+
+@pytest.mark.parametrize("size", [(96, 72), (72, 96), (64, 64)])
+def test_prediction_is_that_of_each_view_alone_averaged(model, size):
+    photo = picture(1, size)
+    data = encode(photo)
+    ours = dict(replace(model, bundle=bundle_of()).classify(data).classes)
+    alone = [
+        dict(replace(model, bundle=bundle_of(views=(view,))).classify(data).classes)
+        for view in TWO_VIEWS
+    ]
+    for label, share in ours.items():
+        assert share == pytest.approx(sum(each[label] for each in alone) / 2, abs=1e-4)
 
 
 def test_photo_over_the_limit_of_pixels_is_refused():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rest_api.bundle import BundleError, load_bundle
-from rest_api.engine import load_engine
+from rest_api.engine import Outputs, load_engine, mean_over_views
 from rest_api.settings import DEFAULT_MODEL
 from tests.support import ROOT, rename
 
@@ -51,9 +51,16 @@ def test_many_threads_get_the_answers_of_one(images):
 
 def test_score_that_the_network_does_not_return_is_refused(tmp_path):
     shutil.copytree(DEFAULT_MODEL, tmp_path / "bundle")
-    rename(tmp_path / "bundle", "bundle", uncertainty={"score": "energy", "threshold": -3})
+    rename(tmp_path / "bundle", "bundle", ood={"score": "energy", "threshold": -3})
     with pytest.raises(BundleError, match="score 'energy', which the network does not return"):
         load_engine(load_bundle(tmp_path / "bundle"))
+
+
+def test_means_are_over_the_views_of_each_image_in_turn():
+    probabilities = np.array([[0.2, 0.8], [0.4, 0.6], [1, 0], [0.8, 0.2]])
+    mean = mean_over_views(Outputs(probabilities, np.array([1, 3, -4, 4])), 2)
+    np.testing.assert_allclose(mean.probabilities, [[0.3, 0.7], [0.9, 0.1]])
+    np.testing.assert_allclose(mean.scores, [2, 0])
 
 
 def test_one_interpreter_is_made_for_each_thread(monkeypatch):

@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rest_api import images
+from rest_api.bundle import View
 from rest_api.errors import RequestError
-from rest_api.images import decode, to_square
+from rest_api.images import decode, to_square, to_views
 from tests.support import FROG, encode, post
 
 
@@ -96,8 +98,8 @@ def test_large_jpeg_is_decoded_at_reduced_scale_and_looks_the_same():
     assert decode(encode(gradient(256, 256), "JPEG"), 32).size == (64, 64)  # just 2 x 32
     assert decode(encode(gradient(248, 248), "JPEG"), 32).size == (124, 124)
     small, full = (
-        to_square(image, 32, "squash").astype(int),
-        to_square(photo, 32, "squash").astype(int),
+        to_square(image, 32, "stretch").astype(int),
+        to_square(photo, 32, "stretch").astype(int),
     )
     assert abs(small - full).max() <= 4
 
@@ -145,36 +147,59 @@ def test_decompression_bomb_is_refused():
     assert error.value.code == "too_many_pixels"
 
 
-def test_squash_shows_the_whole_image():
-    pixels = to_square(gradient(300, 100), 32, "squash").astype(int)
+def test_stretch_shows_the_whole_image():
+    pixels = to_square(gradient(300, 100), 32, "stretch").astype(int)
     assert pixels.shape == (32, 32, 3)
     assert pixels[16, 0, 0] < 8
     assert pixels[16, 31, 0] > 247
 
 
-def test_crop_keeps_the_largest_square_in_the_middle():
-    pixels = to_square(gradient(300, 100), 32, "crop").astype(int)
+def test_center_crop_keeps_the_largest_square_in_the_middle():
+    pixels = to_square(gradient(300, 100), 32, "center_crop").astype(int)
     assert pixels[16, 0, 0] == pytest.approx(255 / 3, abs=5)
     assert pixels[16, 31, 0] == pytest.approx(255 * 2 / 3, abs=5)
     assert pixels[31, 16, 1] > 247
 
 
-def test_pad_keeps_the_whole_image_and_its_shape():
-    pixels = to_square(gradient(300, 100), 32, "pad").astype(int)
+def test_letterbox_keeps_the_whole_image_and_its_shape():
+    pixels = to_square(gradient(300, 100), 32, "letterbox").astype(int)
     assert (pixels[0] == 128).all()
     assert (pixels[31] == 128).all()
     assert pixels[16, 31, 0] > 247
 
 
-@pytest.mark.parametrize("policy", ["squash", "crop", "pad"])
+@pytest.mark.parametrize("policy", ["stretch", "center_crop", "letterbox"])
 @pytest.mark.parametrize("size", [(1, 1), (1, 500), (500, 1), (32, 32), (4000, 3)])
 def test_any_shape_fits(policy, size):
     assert to_square(Image.new("RGB", size), 32, policy).shape == (32, 32, 3)
 
 
+def test_views_come_in_their_order_and_mirrored_where_asked():
+    image = gradient(300, 100)
+    views = View("stretch"), View("center_crop", mirror=True), View("letterbox"), View("stretch")
+    pixels = to_views(image, 32, views)
+    assert pixels.shape == (4, 32, 32, 3)
+    np.testing.assert_array_equal(pixels[0], to_square(image, 32, "stretch"))
+    np.testing.assert_array_equal(pixels[1][:, ::-1], to_square(image, 32, "center_crop"))
+    np.testing.assert_array_equal(pixels[2], to_square(image, 32, "letterbox"))
+    np.testing.assert_array_equal(pixels[3], pixels[0])
+
+
+def test_square_image_is_resized_once_for_all_its_views(monkeypatch):
+    resized = []
+    monkeypatch.setattr(
+        images, "to_square", lambda *given: resized.append(given) or to_square(*given)
+    )
+    views = View("stretch"), View("center_crop", mirror=True), View("letterbox")
+    straight, mirrored, boxed = to_views(gradient(200, 200), 32, views)
+    np.testing.assert_array_equal(straight, mirrored[:, ::-1])
+    np.testing.assert_array_equal(straight, boxed)
+    assert len(resized) == 1
+
+
 def test_image_of_the_right_size_is_left_alone():
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    np.testing.assert_array_equal(to_square(Image.fromarray(pixels), 32, "squash"), pixels)
+    np.testing.assert_array_equal(to_square(Image.fromarray(pixels), 32, "stretch"), pixels)
 
 
 def test_ycck_jpeg_keeps_its_colours():
@@ -221,7 +246,10 @@ def test_phone_photo_is_decoded_at_reduced_scale_with_the_same_answer(client):
     photo = Image.fromarray((np.asarray(frog) + noise).clip(0, 255).astype(np.uint8))
     data = encode(photo, "JPEG", quality=90)
     assert decode(data, 32).size == (500, 375)  # an eighth: a 64th of the pixels
-    reduced, full = to_square(decode(data, 32), 32, "pad"), to_square(decode(data, 4000), 32, "pad")
+    reduced, full = (
+        to_square(decode(data, 32), 32, "letterbox"),
+        to_square(decode(data, 4000), 32, "letterbox"),
+    )
     answers = [post(client, encode(Image.fromarray(each))).get_json() for each in (reduced, full)]
     best, other = (answer["predictions"][0] for answer in answers)
     assert best["label"] == other["label"] == "frog"

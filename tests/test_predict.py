@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from rest_api.predict import classify_all, files_of
+from rest_api.classifier import Prediction
+from rest_api.predict import FORMATS, classify_all, csv_header, files_of
 from tests.support import FROG, ROOT, encode, post
 
 
@@ -41,6 +42,35 @@ def test_answers_are_those_of_the_server(client):
     line = json.loads(run(FROG, "--format", "json", "--top", "2").stdout)
     assert line["predictions"] == answer["predictions"]
     assert line["uncertain"] == answer["uncertain"]
+    assert line["none_of_these"] == answer["none_of_these"]
+
+
+@pytest.mark.parametrize(
+    ("uncertain", "none_of_these", "table", "cells"),
+    [
+        (False, False, "a.jpg  dog 51.0%  cat 49.0%", "false,false"),
+        (True, False, "a.jpg  uncertain: dog 51.0%  cat 49.0%", "true,false"),
+        (True, True, "a.jpg  none of these: dog 51.0%  cat 49.0%", "true,true"),
+    ],
+)
+def test_every_format_tells_the_verdict(uncertain, none_of_these, table, cells):
+    prediction = Prediction([("dog", 0.51), ("cat", 0.49)], 0, uncertain, none_of_these, 0, 0)
+    assert FORMATS["table"]("a.jpg", prediction) == table
+    assert FORMATS["csv"]("a.jpg", prediction) == f"a.jpg,{cells},dog,0.510000,cat,0.490000"
+    assert (
+        csv_header(2) == "file,uncertain,none_of_these,label_1,probability_1,label_2,probability_2"
+    )
+    line = json.loads(FORMATS["json"]("a.jpg", prediction))
+    assert (line["uncertain"], line["none_of_these"]) == (uncertain, none_of_these)
+
+
+def test_large_files_are_read_up_to_the_limit_that_is_asked_for_without_a_warning(tmp_path):
+    (tmp_path / "large.png").write_bytes(encode(Image.new("1", (10_000, 9_000))))  # Pillow warns
+    refused = run(tmp_path / "large.png")
+    assert "more than 50 megapixels" in refused.stderr.decode()
+    done = run(tmp_path / "large.png", "--max-pixels", "90")
+    assert done.returncode == 0
+    assert done.stderr == b""
 
 
 def test_folders_are_searched_and_unreadable_files_reported_at_the_end(folder):
@@ -112,6 +142,7 @@ def test_files_come_in_the_order_of_their_names(folder):
         (("--top", "0"), "--top must be 1 or more"),
         (("--output", "x"), "--output needs --format"),
         (("--model", "absent"), "is not a model bundle"),
+        (("--max-pixels", "200"), "'200' is not a whole number from 1 to 178"),
     ],
 )
 def test_wrong_arguments_are_refused_by_name(arguments, complaint):

@@ -85,17 +85,16 @@ async function classify(card) {
   }
 }
 
-function doubt(name, guess) {
-  const { score, labels } = models.find((model) => model.name === name) ?? {};
-  if (!score || score === "probability") return `Not sure. Perhaps ${guess}`;
-  return labels.length === 2 ? "Neither of these" : "None of these";
+function verdictOf({ predictions: [best, next], uncertain, none_of_these }) {
+  if (none_of_these) return "None of these";
+  return uncertain ? `Not sure: ${best.label} or ${next.label}` : best.label;
 }
 
-function draw(card, { predictions, uncertain, model }) {
+function draw(card, answer) {
+  const { predictions, uncertain } = answer;
   const verdict = card.querySelector(".verdict");
-  const best = predictions[0];
   verdict.classList.toggle("unsure", uncertain);
-  verdict.textContent = uncertain ? doubt(model.name, best.label) : best.label;
+  verdict.textContent = verdictOf(answer);
   for (const { label, probability } of predictions) {
     const bar = fromTemplate("bar");
     bar.querySelector(".label").textContent = label;
