@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 
 from training.files import replacing
-from training.photos.inspect import PhotosError, class_files
 
 ROOT = Path(__file__).parents[1]
 FROG = ROOT / "rest_api" / "frog.jpg"
@@ -77,17 +76,3 @@ def publish(sections: Sequence[str], page: Path, *, short: bool) -> None:
     with replacing(page) as part:
         part.write_text(text, encoding="utf-8")
     print(f"Written: {page.relative_to(ROOT)}")
-
-
-def labelled_files(folder: Path, labels: Sequence[str]) -> list[tuple[Path, int]]:
-    """The files of a folder that holds a folder a class, each with the index of its label.
-
-    Raises PhotosError if a folder is not named as a label.
-    """
-    files = class_files(folder)
-    if unknown := sorted({name for _, name in files}.difference(labels)):
-        raise PhotosError(
-            f"The folders in {folder} must be named as the model's labels ({', '.join(labels)}), "
-            f"not {', '.join(unknown)}."
-        )
-    return [(file, labels.index(name)) for file, name in files]

@@ -1,3 +1,4 @@
+import argparse
 import contextlib
 import json
 import shlex
@@ -7,21 +8,24 @@ import sys
 import keras
 import numpy as np
 import pytest
+from PIL import Image
 
-from rest_api.bundle import load_bundle
-from rest_api.engine import Outputs, load_engine
-from tests.support import ROOT, error_of
+from rest_api.bundle import View, load_bundle
+from rest_api.classifier import load_model
+from rest_api.engine import Outputs, load_engine, mean_over_views
+from tests.support import ROOT, encode, error_of, picture
 from training import export, files, metrics
 from training.cifar10 import networks, recipes, train
 from training.cifar10.data import LABELS, load_cifar10
 from training.cifar10.export import deployable
+from training.evaluate import views_of
 
 DESCRIPTION = {
     "name": "test",
     "version": "1",
     "labels": list(LABELS),
     "input_size": 32,
-    "resize": "squash",
+    "views": [{"resize": "stretch"}],
     "accuracy": {},
 }
 
@@ -64,6 +68,87 @@ def test_formats_return_probabilities_with_the_temperature(bundle, network, data
     for engine, tolerance in (("keras", 0.05), ("litert-float32", 0.05), ("litert", 0.1)):
         probabilities = load_engine(bundle, engine)(data[0]).probabilities
         assert abs(probabilities - expected).max() < tolerance  # the expected ones are bfloat16
+
+
+TWO_VIEWS = View("stretch"), View("center_crop", mirror=True)
+
+
+@pytest.fixture(scope="module")
+def with_others(data, tmp_path_factory):
+    """A bundle of two views, whose network has two outputs beyond the ten classes."""
+    keras.utils.set_random_seed(1)
+    network = networks.fast_vgg(classes=12)
+    networks.initialise(network, data[0], seed=0)
+    for _ in range(20):
+        network(data[0], training=True)
+    folder = tmp_path_factory.mktemp("export") / "others"
+    description = DESCRIPTION | {
+        "views": [view._asdict() for view in TWO_VIEWS],
+        "ood": {"score": "log odds", "threshold": 0.0},
+    }
+    images, labels = data
+    shown = views_of(map(Image.fromarray, images), 32, TWO_VIEWS)
+    export.export(deployable(network, 0.5), folder, description, shown, labels)
+    return network, load_bundle(folder)
+
+
+def test_outputs_beyond_the_ten_classes_become_the_log_odds(with_others, data):
+    network, bundle = with_others
+    logits = np.asarray(network(data[0]), np.float64)
+    odds = np.log(np.exp(logits[:, :10]).sum(1) / np.exp(logits[:, 10:]).sum(1))
+    outputs = load_engine(bundle, "litert-float32")(data[0])
+    np.testing.assert_allclose(
+        outputs.probabilities, metrics.softmax(logits[:, :10] / 0.5), atol=1e-4
+    )
+    np.testing.assert_allclose(outputs.scores, odds, atol=1e-3)
+
+
+def test_accuracy_is_that_of_the_photos_when_they_are_served(with_others, data):
+    _, bundle = with_others
+    model = load_model(bundle.path)
+    images, labels = data
+    predictions = [model.classify(encode(Image.fromarray(image)), top=1) for image in images]
+    right = np.mean([LABELS.index(each.classes[0][0]) for each in predictions] == labels)
+    assert bundle.manifest["accuracy"]["litert"] == pytest.approx(right)
+    shown = views_of(map(Image.fromarray, images), 32, TWO_VIEWS)
+    outputs = mean_over_views(model.predict(shown), 2)
+    np.testing.assert_allclose([p.score for p in predictions], outputs.scores, atol=1e-3)
+
+
+def test_temperature_and_both_thresholds_are_those_of_the_mean_over_views():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 10, 1000)
+    logits = rng.normal(0, 2, (1000, 2, 10)) + 4 * np.eye(10)[labels][:, None]
+    scores = rng.normal(5, 4, (1000, 2))
+    temperature, described = export.calibrate(logits, labels, "random", scores, "log odds")
+    probabilities = metrics.softmax(logits / temperature).mean(1)
+    answered = (probabilities.max(1) >= described["uncertainty"]["threshold"]) & (
+        scores.mean(1) >= described["ood"]["threshold"]
+    )
+    assert answered.mean() == pytest.approx(described["uncertainty"]["coverage"], abs=0.003)
+    assert described["ood"]["score"] == "log odds"
+    assert described["uncertainty"]["accuracy"] == pytest.approx(
+        metrics.accuracy(probabilities[answered], labels[answered]), abs=1e-3
+    )
+    assert set(export.calibrate(logits, labels, "random")[1]) == {"calibration", "uncertainty"}
+
+
+@pytest.mark.parametrize(
+    ("text", "view"),
+    [
+        ("stretch", View("stretch")),
+        ("center_crop:mirrored", View("center_crop", mirror=True)),
+        ("zoom", None),
+        ("stretch:", None),
+        ("stretch:flipped", None),
+    ],
+)
+def test_views_are_named_on_the_command_line(text, view):
+    if view:
+        assert export.parse_view(text) == view
+    else:
+        with pytest.raises(argparse.ArgumentTypeError, match="not one of stretch, center_crop"):
+            export.parse_view(text)
 
 
 def test_float32_litert_equals_keras(bundle, data):
@@ -174,6 +259,10 @@ def test_command_exports_a_run_and_prints_a_line_that_a_shell_can_take(small_cif
         train.train(recipes.load("classic"), data, None, folder, epochs=1)
         result = {"recipe": "classic", "epochs": 1, "date": "2026-01-01", "versions": {}}
         (folder / "result.json").write_text(json.dumps(result))
+    for label in LABELS[:2]:
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        for seed in range(5):
+            picture(seed).save(tmp_path / "photos" / label / f"{seed}.png")
     command = [sys.executable, "-m", "training.export", str(run), str(bundle)]
     done = subprocess.run(
         [*command, "--data", str(small_cifar)], cwd=ROOT, capture_output=True, text=True
@@ -185,5 +274,11 @@ def test_command_exports_a_run_and_prints_a_line_that_a_shell_can_take(small_cif
     assert (
         "which run was not trained on" in load_bundle(bundle).manifest["calibration"]["fitted_on"]
     )
+    photos = ["--calibration-photos", str(tmp_path / "photos"), "--views", "letterbox"]
+    subprocess.run([*command, "--data", str(small_cifar), *photos], cwd=ROOT, check=True)
+    described = load_bundle(bundle).manifest
+    assert described["views"] == [{"resize": "letterbox", "mirror": False}]
+    expected = "10 photos, which run-final was not trained on"
+    assert described["uncertainty"]["fitted_on"] == expected
     for noise in ("absl", "oneDNN", "cuda", "CUDA", "0000"):
         assert noise not in done.stderr

@@ -63,6 +63,32 @@ def test_views_are_the_image_its_shifts_and_their_mirrors():
     np.testing.assert_array_equal(views[4][1][:, :-1, :-1], images[:, 1:, 1:])
 
 
+def test_temperature_of_several_views_is_fitted_on_the_mean_of_their_probabilities():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 5, 400)
+    logits = rng.normal(0, 2, (400, 2, 5)) + 3 * np.eye(5)[labels][:, None]
+    temperature = metrics.fit_temperature(logits, labels)
+
+    def loss(t: float) -> float:
+        return metrics.cross_entropy(metrics.softmax(logits / t).mean(1), labels)
+
+    assert loss(temperature) < min(loss(temperature * 1.1), loss(temperature / 1.1))
+    same = np.repeat(logits[:, :1], 2, axis=1)
+    assert metrics.fit_temperature(same, labels) == pytest.approx(
+        metrics.fit_temperature(logits[:, 0], labels), rel=1e-3
+    )
+
+
+def test_joint_thresholds_reject_the_asked_share_together_and_as_many_each():
+    rng = np.random.default_rng(0)
+    one, other = rng.random(1000), rng.normal(0, 30, 1000)
+    for measures in ([one], [one, other]):
+        thresholds = metrics.joint_thresholds(measures, 0.95)
+        rejected = np.array([m < t for m, t in zip(measures, thresholds, strict=True)])
+        assert rejected.any(0).mean() == pytest.approx(0.05, abs=0.002)
+        assert np.ptp(rejected.mean(1)) <= 0.002
+
+
 def test_threshold_is_reached_by_the_wanted_fraction_of_predictions(logits_and_labels):
     logits, labels = logits_and_labels
     probabilities = metrics.softmax(logits)

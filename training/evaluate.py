@@ -10,48 +10,48 @@ and evaluation.json to --output.
 import argparse
 import json
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
-from rest_api.bundle import FILENAMES, BundleError, load_bundle
-from rest_api.engine import Outputs, Predict, load_engine
+from rest_api.bundle import FILENAMES, Bundle, BundleError, View, load_bundle
+from rest_api.engine import Outputs, Predict, judge, load_engine, mean_over_views
+from rest_api.images import to_views
 from training import check_installed, import_keras, metrics
 from training.files import replacing
 
 
 def evaluate(
-    predict: Predict,
-    images: np.ndarray,
-    labels: np.ndarray,
-    names: tuple[str, ...],
-    threshold: float = 0.0,
+    predict: Predict, bundle: Bundle, images: np.ndarray, labels: np.ndarray
 ) -> dict[str, Any]:
-    """Every figure of a classifier on images (N, H, W, 3) uint8 and labels (N,) integers.
+    """Every figure of a bundle's network on images (N, H, W, 3) uint8 and labels (N,) integers.
 
-    Predictions less probable than `threshold` count as uncertain.
+    All but `accuracy_tta` are those of the bundle's views.
     """
-    probabilities, _ = in_batches(predict, images)
+    views = views_of(map(Image.fromarray, images), bundle.input_size, bundle.views)
+    outputs = mean_over_views(in_batches(predict, views), len(bundle.views))
+    probabilities = outputs.probabilities
+    answered = ~judge(outputs, bundle).uncertain
     # The mean of log probabilities ranks the classes as the mean of logits does.
     log_probabilities = [
         weight * np.log(in_batches(predict, view).probabilities + 1e-12)
         for weight, view in metrics.views(images)
     ]
     averaged = np.sum(log_probabilities, axis=0)
-    coverage, selective_accuracy = metrics.selective(probabilities, labels, threshold)
+    per_class = metrics.per_class_accuracy(probabilities, labels)
     return {
         "images": len(labels),
         "accuracy": metrics.accuracy(probabilities, labels),
         "accuracy_tta": metrics.accuracy(averaged, labels),
         "cross_entropy": metrics.cross_entropy(probabilities, labels),
         "expected_calibration_error": metrics.expected_calibration_error(probabilities, labels),
-        "coverage": coverage,
-        "selective_accuracy": selective_accuracy,
-        "accuracy_per_class": dict(
-            zip(names, metrics.per_class_accuracy(probabilities, labels).tolist(), strict=True)
-        ),
+        "coverage": float(answered.mean()),
+        "selective_accuracy": metrics.accuracy(probabilities[answered], labels[answered]),
+        "accuracy_per_class": dict(zip(bundle.labels, per_class.tolist(), strict=True)),
         "confusion": metrics.confusion_matrix(probabilities, labels).tolist(),
         "reliability": metrics.reliability(probabilities, labels).tolist(),
     }
@@ -62,6 +62,25 @@ def in_batches(predict: Predict, images: np.ndarray, size: int = 500) -> Outputs
     starts = tqdm(range(0, len(images), size), leave=False, unit="batch")
     outputs = [predict(images[i : i + size]) for i in starts]
     return Outputs(*(np.concatenate(each) for each in zip(*outputs, strict=True)))
+
+
+def views_of(images: Iterable[Image.Image], image_size: int, views: Sequence[View]) -> np.ndarray:
+    """The V views of each RGB image in turn, (N * V, image_size, image_size, 3) uint8."""
+    return np.concatenate([to_views(image, image_size, views) for image in images])
+
+
+def labelled_views(
+    folder: Path, labels: Sequence[str], image_size: int, views: Sequence[View]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The views of the photos in a folder that holds a folder a class, and their class ids (N,).
+
+    Raises PhotosError.
+    """
+    from training.photos.inspect import labelled_files, read
+
+    files = labelled_files(folder, labels)
+    photos = (read(path, image_size) for path, _ in files)
+    return views_of(photos, image_size, views), np.array([class_id for _, class_id in files])
 
 
 def report(figures: dict[str, Any]) -> str:
@@ -100,7 +119,7 @@ def main() -> None:
         _, (images, labels) = load_cifar10(args.data)
     except (BundleError, DataError) as error:
         sys.exit(f"error: {error}")
-    figures = evaluate(predict, images, labels, bundle.labels, bundle.threshold)
+    figures = evaluate(predict, bundle, images, labels)
     print(report(figures))
 
     output = args.output or Path("runs", f"evaluate-{bundle.name}")

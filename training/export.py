@@ -13,7 +13,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import numpy as np
 
@@ -24,10 +24,11 @@ from rest_api.bundle import (
     BundleError,
     Engine,
     Resize,
+    View,
     check_manifest,
     load_bundle,
 )
-from rest_api.engine import Outputs, load_engine
+from rest_api.engine import Outputs, load_engine, mean_over_views
 from training import import_keras, metrics
 from training.evaluate import in_batches
 from training.files import replacing_folder
@@ -42,7 +43,8 @@ MAX_SCORE_DIFFERENCE = 5e-4
 MAX_LOSS = 0.003  # of accuracy as a fraction, 8-bit LiteRT against Keras
 FEW = 1000  # images: with fewer, MAX_LOSS is under three of them, and chance is allowed for
 SAVED_MODEL = "saved_model"
-COVERAGE = 0.95  # of the validation images: the fraction that reaches the threshold
+COVERAGE = 0.95  # of the calibration images: the fraction that is answered
+VIEWS = (View("stretch"), View("center_crop", mirror=True))  # the best pair on real photos
 
 
 class ExportError(Exception):
@@ -76,12 +78,13 @@ def write_formats(network: "keras.Model", folder: Path) -> None:
         )
 
 
-def compare_formats(folder: Path, images: np.ndarray, labels: np.ndarray) -> dict[Engine, float]:
+def compare_formats(folder: Path, views: np.ndarray, labels: np.ndarray) -> dict[Engine, float]:
     """The accuracy of each format, through the code that serves it. Raises ExportError."""
     bundle = load_bundle(folder)
-    outputs = {engine: in_batches(load_engine(bundle, engine), images) for engine in FILENAMES}
+    outputs = {engine: in_batches(load_engine(bundle, engine), views) for engine in FILENAMES}
     check_same(outputs["litert-float32"], outputs["keras"])
-    correct = {engine: each.probabilities.argmax(1) == labels for engine, each in outputs.items()}
+    means = {e: mean_over_views(each, len(bundle.views)) for e, each in outputs.items()}
+    correct = {engine: each.probabilities.argmax(1) == labels for engine, each in means.items()}
     accuracy = {engine: float(each.mean()) for engine, each in correct.items()}
     loss, allowed = loss_and_allowance(correct["keras"], correct["litert"])
     if not loss <= allowed:
@@ -124,7 +127,7 @@ def export(
     network: "keras.Model",
     destination: Path,
     description: dict[str, Any],
-    images: np.ndarray,
+    views: np.ndarray,
     labels: np.ndarray,
     *,
     engines: Sequence[Engine] = tuple(FILENAMES),
@@ -133,16 +136,17 @@ def export(
     """Write a checked bundle to `destination`, replacing one that is there.
 
     `network` is as it is served: from images, values 0..255, to probabilities (and scores).
-    `description` goes into model.json. All formats are compared on `images` (N, H, W, 3) uint8
-    and `labels`, then those of `engines` are kept; with `saved_model`, a TensorFlow SavedModel
-    lies beside them. If they disagree, ExportError is raised and nothing is written.
+    `description` goes into model.json. All formats are compared on `views` (N * V, H, W, 3) uint8,
+    which are the description's views of each image in turn, and `labels` (N,); then those of
+    `engines` are kept. With `saved_model`, a TensorFlow SavedModel lies beside them. If the formats
+    disagree, ExportError is raised and nothing is written.
     """
     with replacing_folder(destination) as folder:
         write_formats(network, folder)
         if saved_model:
             network.export(folder / SAVED_MODEL, verbose=False)
         write_manifest(folder, description)
-        accuracy = compare_formats(folder, images, labels)
+        accuracy = compare_formats(folder, views, labels)
         for engine in set(FILENAMES) - set(engines):
             (folder / FILENAMES[engine]).unlink()
         kept = {engine: accuracy[engine] for engine in FILENAMES if engine in engines}
@@ -167,30 +171,56 @@ def write_manifest(folder: Path, description: dict[str, Any]) -> None:
 
 
 def calibrate(
-    logits: np.ndarray, labels: np.ndarray, fitted_on: str
+    logits: np.ndarray,
+    labels: np.ndarray,
+    fitted_on: str,
+    scores: np.ndarray | None = None,
+    score: str = "",
 ) -> tuple[float, dict[str, Any]]:
-    """The temperature, and what model.json says of it and of the threshold of the confidence.
+    """The temperature, and what model.json says of it and of the thresholds.
 
-    `logits` (N, classes) are those of images that the network was not trained on.
+    `logits` (N, views, classes) and the OOD scores (N, views), named `score`, are those of images
+    that the network was not trained on. COVERAGE of these images is answered: one threshold rejects
+    as many as the other.
     """
     temperature = metrics.fit_temperature(logits, labels)
-    probabilities = metrics.softmax(logits / temperature)
-    threshold = metrics.threshold_of(probabilities, COVERAGE)
-    _, accuracy = metrics.selective(probabilities, labels, threshold)
+    probabilities = metrics.softmax(logits / temperature).mean(1)
+    measures = [probabilities.max(1), *([] if scores is None else [scores.mean(1)])]
+    thresholds = metrics.joint_thresholds(measures, COVERAGE)
+    reached = [each >= threshold for each, threshold in zip(measures, thresholds, strict=True)]
+    answered = np.all(reached, axis=0)
     error = metrics.expected_calibration_error(probabilities, labels)
-    return temperature, {
+    accuracy = metrics.accuracy(probabilities[answered], labels[answered])
+    description = {
         "calibration": {
             "temperature": round(temperature, 4),
             "fitted_on": fitted_on,
             "expected_calibration_error": round(error, 4),
         },
         "uncertainty": {
-            "threshold": round(threshold, 4),
+            "threshold": round(thresholds[0], 4),
             "fitted_on": fitted_on,
             "coverage": COVERAGE,
             "accuracy": round(accuracy, 4),
         },
     }
+    if scores is not None:
+        description["ood"] = {
+            "score": score,
+            "threshold": round(thresholds[1], 4),
+            "fitted_on": fitted_on,
+            "coverage": round(float(reached[1].mean()), 4),
+        }
+    return temperature, description
+
+
+def parse_view(text: str) -> View:
+    """A view from the command line, such as stretch or center_crop:mirrored."""
+    resize, colon, mirrored = text.partition(":")
+    if resize not in get_args(Resize) or (colon and mirrored != "mirrored"):
+        known = ", ".join(get_args(Resize))
+        raise argparse.ArgumentTypeError(f"{text!r} is not one of {known}, or that with :mirrored")
+    return View(cast(Resize, resize), bool(colon))
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -199,9 +229,24 @@ def parse_arguments() -> argparse.Namespace:
     add("run", type=Path, help="a finished run, such as runs/fast94-seed0-final")
     add("destination", type=Path, help="the bundle's folder, made or replaced")
     add("--name", help="what the API calls the model (the folder's name)")
-    add("--resize", choices=get_args(Resize), default="pad", help="of photos (%(default)s)")
+    add(
+        "--views",
+        nargs="+",
+        type=parse_view,
+        default=VIEWS,
+        metavar="VIEW",
+        help="of a photo, whose outputs are averaged: stretch, center_crop or letterbox, each also "
+        "with :mirrored (stretch center_crop:mirrored)",
+    )
     add("--engines", nargs="+", choices=engines, default=engines, help="whose files to keep (all)")
     add("--data", help="directory of cifar-10-batches-py, default $CIFAR10_DIR")
+    add(
+        "--calibration-photos",
+        type=Path,
+        metavar="DIR",
+        help="a folder a class with photos, on which temperature and thresholds are fitted (the "
+        "validation images)",
+    )
     return parser.parse_args()
 
 
@@ -211,11 +256,12 @@ def main() -> None:
     from training.checkpoint import RunError
     from training.cifar10.data import DataError
     from training.cifar10.export import export_run
+    from training.photos.inspect import PhotosError
 
     try:
         export_run(**vars(args))
         bundle = load_bundle(args.destination)
-    except (RunError, DataError, BundleError, ExportError) as error:
+    except (RunError, DataError, PhotosError, BundleError, ExportError) as error:
         sys.exit(f"error: {error}")
     print(json.dumps(bundle.manifest, indent=2))
     print(f"Serve it: python rest_api/app.py --model {shlex.quote(str(bundle.path))}")

@@ -3,6 +3,8 @@
 SciPy is imported where it is used: importing it takes time, and the server does not install it.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 VIEWS = ((0, 0), (-1, -1), (1, 1))  # pixels down and right
@@ -82,6 +84,17 @@ def threshold_of(probabilities: np.ndarray, coverage: float) -> float:
     return float(np.quantile(probabilities.max(-1), 1 - coverage))
 
 
+def joint_thresholds(measures: Sequence[np.ndarray], coverage: float) -> list[float]:
+    """A threshold for each measure (N,), all of which a fraction `coverage` of the rows reaches.
+
+    Each rejects as many rows as the others. Quantiles are Weibull's, which have no bias towards
+    rejection where rows are few.
+    """
+    ranks = np.min([1 + measure.argsort().argsort() for measure in measures], axis=0)
+    rejected = np.quantile(ranks / (len(ranks) + 1), 1 - coverage, method="weibull")
+    return [float(np.quantile(each, rejected, method="weibull")) for each in measures]
+
+
 def selective(
     probabilities: np.ndarray, labels: np.ndarray, threshold: float
 ) -> tuple[float, float]:
@@ -96,6 +109,7 @@ def selective(
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     """The temperature whose softmax(logits / temperature) has the least cross-entropy.
 
+    Logits are (N, classes), or (N, views, classes) where probabilities are means over views.
     Searched between 0.05 and 20 (Guo et al. 2017, arXiv:1706.04599). The labels are held for true
     with a probability of (N + 1) / (N + 2): a few images that are all classified rightly would
     otherwise make a network sure of everything (Platt 1999).
@@ -104,12 +118,14 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     from scipy.optimize import minimize_scalar
 
     doubt = 1 / (len(labels) + 2)
-    targets = np.full(logits.shape, doubt / (logits.shape[1] - 1))
+    views = logits.reshape(len(labels), -1, logits.shape[-1])
+    targets = np.full((len(labels), logits.shape[-1]), doubt / (logits.shape[-1] - 1))
     targets[np.arange(len(labels)), labels] = 1 - doubt
 
     def loss(log_temperature: float) -> float:  # it has one minimum
-        log_probabilities = special.log_softmax(logits / np.exp(log_temperature), axis=-1)
-        return -(targets * log_probabilities).sum(1).mean()
+        log_probabilities = special.log_softmax(views / np.exp(log_temperature), axis=-1)
+        means = special.logsumexp(log_probabilities, axis=1) - np.log(views.shape[1])
+        return -(targets * means).sum(1).mean()
 
     bounds = np.log(0.05), np.log(20)
     return float(np.exp(minimize_scalar(loss, bounds=bounds, options={"xatol": 1e-4}).x))

@@ -18,11 +18,16 @@ Score = Callable[[keras.KerasTensor, keras.KerasTensor], keras.KerasTensor]
 
 
 def above_background(features: keras.KerasTensor, logits: keras.KerasTensor) -> keras.KerasTensor:
-    """The log odds that a photo is of a class, where the last logit is the background's.
+    """The log odds that a photo is of a class, where the last logit is the background's."""
+    return log_odds(logits, -1)
+
+
+def log_odds(logits: keras.KerasTensor, known: int) -> keras.KerasTensor:
+    """The log odds (N,) of the first `known` logits (N, classes) against all others.
 
     Outlier exposure (Hendrycks, Mazeika & Dietterich 2019, arXiv:1812.04606).
     """
-    return ops.logsumexp(logits[:, :-1], -1) - logits[:, -1]
+    return ops.logsumexp(logits[:, :known], -1) - ops.logsumexp(logits[:, known:], -1)
 
 
 def mahalanobis(features: np.ndarray, class_ids: np.ndarray) -> Score:

@@ -13,13 +13,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.common import command_line, fpr95, labelled_files, print_table
+from benchmarks.common import command_line, fpr95, print_table
 from rest_api.bundle import BundleError
 from rest_api.classifier import LoadedModel, load_model
 from rest_api.errors import RequestError
 from rest_api.settings import DEFAULT_MODEL
 from training import metrics
-from training.photos.inspect import PhotosError, files_in
+from training.photos.inspect import PhotosError, files_in, labelled_files
 
 CONFIDENT = 0.9  # probability
 

@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from benchmarks.common import command_line, labelled_files, print_table
+from benchmarks.common import command_line, print_table
 from rest_api.bundle import Bundle, BundleError, Resize
 from rest_api.classifier import LoadedModel, load_model
 from rest_api.errors import RequestError
 from rest_api.images import SPARE, decode, to_square
 from rest_api.settings import DEFAULT_MODEL
-from training.photos.inspect import PhotosError
+from training.photos.inspect import PhotosError, labelled_files
 
 POLICIES: dict[Resize, str] = {"squash": "stretch", "crop": "center crop", "pad": "letterbox"}
 SHAPES = {"as they are": None, "1:1": 1, "4:3": 4 / 3, "3:4": 3 / 4, "16:9": 16 / 9}  # width:height

@@ -1,23 +1,32 @@
 """Turn a finished run into a model bundle; the command is training/export.py.
 
-A run of --final was trained on all 50,000 training images, so its temperature is fitted on the
-validation run's outputs: the run of the same recipe and seed that kept 5,000 images back.
+Temperature and thresholds are fitted on photos, or else on validation images. A run of --final was
+trained on all 50,000 training images, so the latter are shown to the validation run: the run of the
+same recipe and seed that kept 5,000 images back.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import keras
+import numpy as np
+from PIL import Image
 
-from rest_api.bundle import FILENAMES, Engine, Resize
-from training.cifar10.data import LABELS, load_cifar10, split_validation
+from rest_api.bundle import FILENAMES, Engine, View
+from training.cifar10.data import LABELS, Split, load_cifar10, split_validation
 from training.cifar10.networks import BatchNorm
 from training.cifar10.train import load_network, predict
-from training.export import calibrate, export, refuse_other_folder
+from training.evaluate import labelled_views, views_of
+from training.export import VIEWS, calibrate, export, refuse_other_folder
+from training.ood import log_odds
 
 
 def deployable(network: keras.Model, temperature: float) -> keras.Model:
-    """The network as it is served: float32, plain Keras layers, probabilities as output."""
+    """The network as it is served: float32, plain Keras layers, probabilities of the ten classes.
+
+    Where the network has outputs beyond the ten, their log odds, the OOD score, follow.
+    """
 
     def plain(layer: keras.Layer | keras.Operation) -> keras.Layer | keras.Operation:
         config = layer.get_config()
@@ -30,8 +39,45 @@ def deployable(network: keras.Model, temperature: float) -> keras.Model:
     copy = keras.models.clone_model(uncompiled, clone_function=plain)
     copy.set_weights(network.get_weights())
     images = keras.Input((32, 32, 3), name="image")
-    scaled = keras.layers.Rescaling(1 / temperature, name="temperature")(copy(images))
-    return keras.Model(images, keras.layers.Softmax(name="probabilities")(scaled))
+    logits, classes = copy(images), len(LABELS)
+    known = logits[:, :classes] if knows_others(network) else logits
+    scaled = keras.layers.Rescaling(1 / temperature, name="temperature")(known)
+    probabilities = keras.layers.Softmax(name="probabilities")(scaled)
+    if not knows_others(network):
+        return keras.Model(images, probabilities)
+    return keras.Model(images, [probabilities, log_odds(logits, classes)])
+
+
+def knows_others(network: keras.Model) -> bool:
+    """Whether the network has outputs for images of none of the ten classes."""
+    return bool(network.output_shape[-1] > len(LABELS))
+
+
+def calibration_of(
+    run: Path, network: keras.Model, data: Split, views: Sequence[View], photos: Path | None
+) -> tuple[float, dict[str, Any]]:
+    """The temperature, and what model.json says of it and of the thresholds.
+
+    `data` are the training images, of which the validation images are a part. Raises RunError and
+    PhotosError.
+    """
+    if photos:
+        shown, labels = labelled_views(photos, LABELS, 32, views)
+        fitted_on = f"{len(labels):,} photos, which {run.name} was not trained on"
+    else:
+        validation_run = run.with_name(run.name.removesuffix("-final"))
+        network = network if validation_run == run else load_network(validation_run)[0]
+        _, (images, labels) = split_validation(*data)
+        shown = views_of(map(Image.fromarray, images), 32, views)
+        fitted_on = (
+            f"{len(labels):,} validation images, which {validation_run.name} was not trained on"
+        )
+    logits = predict(network, shown)
+    known = logits[:, : len(LABELS)].reshape(len(labels), len(views), -1)
+    if not knows_others(network):
+        return calibrate(known, labels, fitted_on)
+    scores = np.asarray(log_odds(logits, len(LABELS))).reshape(known.shape[:2])
+    return calibrate(known, labels, fitted_on, scores, "log odds against other things")
 
 
 def export_run(
@@ -39,32 +85,30 @@ def export_run(
     destination: Path,
     *,
     name: str | None = None,
-    resize: Resize = "pad",
+    views: Sequence[View] = VIEWS,
     engines: Sequence[Engine] = tuple(FILENAMES),
     data: str | Path | None = None,
+    calibration_photos: Path | None = None,
 ) -> None:
-    """Fit the temperature of a run, export it, check it on the test images.
+    """Fit temperature and thresholds of a run, export it, check it on the test images.
 
-    Raises RunError, DataError and ExportError; then nothing is written.
+    Raises RunError, DataError, PhotosError and ExportError; then nothing is written.
     """
     refuse_other_folder(destination)
     network, result = load_network(run)
-    validation_run = run.with_name(run.name.removesuffix("-final"))
-    unseen = network if validation_run == run else load_network(validation_run)[0]
-    training, test = load_cifar10(data)
-    _, (images, labels) = split_validation(*training)
-    fitted_on = f"5,000 validation images, which {validation_run.name} was not trained on"
-    temperature, fitted = calibrate(predict(unseen, images), labels, fitted_on)
+    training, (images, labels) = load_cifar10(data)
+    temperature, fitted = calibration_of(run, network, training, views, calibration_photos)
     description = {
         "name": name or destination.name,
         "version": f"{result['date']}-{run.name}",
         "labels": list(LABELS),
         "input_size": 32,
-        "resize": resize,
+        "views": [view._asdict() for view in views],
         "accuracy": {"measured_on": "the CIFAR-10 test set"},
         **fitted,
         "training": {key: value for key, value in result.items() if key != "versions"},
         "versions": result["versions"],
     }
     served = deployable(network, temperature)
-    export(served, destination, description, *test, engines=engines)
+    shown = views_of(map(Image.fromarray, images), 32, views)
+    export(served, destination, description, shown, labels, engines=engines)

@@ -108,6 +108,28 @@ def class_files(folder: Path) -> list[tuple[Path, str]]:
     return files
 
 
+def labelled_files(folder: Path, labels: Sequence[str]) -> list[tuple[Path, int]]:
+    """The files of a folder that holds a folder a class, each with the index of its label.
+
+    Raises PhotosError if a folder is not named as a label.
+    """
+    files = class_files(folder)
+    if unknown := sorted({name for _, name in files}.difference(labels)):
+        raise PhotosError(
+            f"The folders in {folder} must be named as the model's labels ({', '.join(labels)}), "
+            f"not {', '.join(unknown)}."
+        )
+    return [(file, labels.index(name)) for file, name in files]
+
+
+def read(file: Path, image_size: int) -> Image.Image:
+    """Decode a photo, for a network of that size. Raises PhotosError, naming the file."""
+    try:
+        return decode(file.read_bytes(), image_size)
+    except (RequestError, OSError) as error:
+        raise PhotosError(f"{file}: {error}") from error
+
+
 def files_in(folder: Path) -> list[Path]:
     """All files below a folder except hidden ones, sorted."""
     inside = (path for path in folder.rglob("*") if path.is_file())
