@@ -8,10 +8,11 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import training
-from rest_api.bundle import BundleError, Resize
+from rest_api.bundle import BundleError, View
+from training.export import ExportError, parse_view
 from training.photos.backbones import BACKBONES, WeightsError
 
 
@@ -25,7 +26,10 @@ def parse_arguments() -> argparse.Namespace:
     add("--weights", help="file of ImageNet weights, or 'random' (Keras's download)")
     add("--width", type=float, default=1.0, help="MobileNetV2's alpha (%(default)s)")
     add("--size", type=at_least(32), help="pixels per side of the images (the backbone's)")
-    add("--resize", choices=get_args(Resize), default="squash", help="(%(default)s)")
+    views = "of a photo, whose outputs are averaged, such as stretch center_crop:mirrored (stretch)"
+    add(
+        "--views", nargs="+", type=parse_view, default=[View("stretch")], metavar="VIEW", help=views
+    )
     add("--background", type=Path, help="photos of anything else, to be rejected")
     add("--saved-model", action="store_true", help="also write a TensorFlow SavedModel")
     add("--no-tuning", action="store_true", help="train the head only")
@@ -48,7 +52,6 @@ def main() -> None:
     args = parse_arguments()
     training.import_keras()
     from training.checkpoint import RunError
-    from training.export import ExportError
     from training.photos.inspect import PhotosError
     from training.photos.report import as_lines
     from training.photos.transfer import transfer
@@ -66,7 +69,7 @@ def main() -> None:
                 weights=args.weights,
                 width=args.width,
                 image_size=args.size,
-                resize=args.resize,
+                views=args.views,
                 background=args.background,
                 tuning=not args.no_tuning,
                 saved_model=args.saved_model,

@@ -14,9 +14,10 @@ from keras import ops
 from PIL import Image, ImageEnhance
 from tqdm import tqdm
 
-from rest_api.bundle import Resize
-from rest_api.engine import Outputs, Predict
+from rest_api.bundle import Resize, View
+from rest_api.engine import Outputs, Predict, mean_over_views
 from rest_api.images import decode, to_square
+from training.evaluate import views_of
 from training.files import replacing
 from training.photos.inspect import Photo
 
@@ -29,7 +30,10 @@ SAVE_EVERY = 2000  # views, so that an interruption loses little
 
 
 def view_of(photo: Photo, view: int, image_size: int, resize: Resize) -> np.ndarray:
-    """One view of a photo, (image_size, image_size, 3) uint8; view 0 is what the server sees."""
+    """One view of a photo, (image_size, image_size, 3) uint8.
+
+    View 0 is the photo resized, 1 its mirror image, the others are random crops for training.
+    """
     image = decode(photo.path.read_bytes(), image_size)
     if view >= 2:
         image = random_crop(image, np.random.default_rng([int(photo.digest[:8], 16), view]))
@@ -67,7 +71,7 @@ def features(
     photos: Sequence[Photo],
     cache: Path,
     *,
-    resize: Resize = "squash",
+    resize: Resize = "stretch",
     views: int = 1,
 ) -> np.ndarray:
     """The features of each view of each photo: (N, views, channels) float32.
@@ -141,10 +145,19 @@ def write_cache(path: Path, known: dict[str, np.ndarray]) -> None:
         np.savez(part, keys=np.array(list(known)), vectors=np.stack(list(known.values())))
 
 
+def served(photos: Sequence[Photo], image_size: int, views: Sequence[View]) -> np.ndarray:
+    """The V views of each photo in turn as the server makes them, (N * V, size, size, 3) uint8."""
+    with ThreadPoolExecutor() as threads:
+        images = threads.map(lambda photo: decode(photo.path.read_bytes(), image_size), photos)
+        return views_of(images, image_size, views)
+
+
 def predict_photos(
-    predict: Predict, photos: Sequence[Photo], image_size: int, resize: Resize
+    predict: Predict, photos: Sequence[Photo], image_size: int, views: Sequence[View]
 ) -> Outputs:
-    """What a network returns for photos, preprocessed as the server does."""
-    wanted = [(photo, 0) for photo in photos]
-    outputs = [predict(pixels) for _, pixels in batches(wanted, image_size, resize)]
+    """What a network returns for photos as they are served: the means over their views."""
+    outputs = []
+    for start in range(0, len(photos), BATCH):
+        shown = served(photos[start : start + BATCH], image_size, views)
+        outputs.append(mean_over_views(predict(shown), len(views)))
     return Outputs(*(np.concatenate(each) for each in zip(*outputs, strict=True)))

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from rest_api.bundle import Bundle
-from rest_api.engine import Outputs, Predict, load_engine
+from rest_api.engine import Outputs, Predict, judge, load_engine
 from training import metrics, plots
 from training.files import replacing
 from training.photos.features import predict_photos, view_of
@@ -31,10 +31,10 @@ def examine(
     predict = load_engine(bundle)
 
     def outputs_of(photos: Sequence[Photo]) -> Outputs:
-        return predict_photos(predict, photos, bundle.input_size, bundle.resize)
+        return predict_photos(predict, photos, bundle.input_size, bundle.views)
 
     def positive_rate(outputs: Outputs) -> float:
-        return float((outputs.scores >= bundle.threshold).mean())
+        return float((~judge(outputs, bundle).uncertain).mean())
 
     outputs = {part: outputs_of(photos) for part, photos in parts.items()}
     test, probabilities = parts["test"], outputs["test"].probabilities
@@ -47,7 +47,7 @@ def examine(
         "accuracy_interval": metrics.interval(int(correct.sum()), len(correct)),
         "calibration_error": metrics.expected_calibration_error(probabilities, class_ids),
         "true_positive_rate": {part: positive_rate(each) for part, each in outputs.items()},
-        "milliseconds": milliseconds(predict, bundle.input_size),
+        "milliseconds": milliseconds(predict, len(bundle.views), bundle.input_size),
         "megabytes": bundle.manifest["files"]["litert"]["bytes"] / 1e6,
         "classes": [
             of_class(label, correct[class_ids == number])
@@ -64,12 +64,12 @@ def examine(
     return figures, draw(outputs["test"], class_ids, test, bundle.labels)
 
 
-def milliseconds(predict: Predict, image_size: int) -> float:
-    """The mean time of a prediction for one image."""
-    image = np.zeros((1, image_size, image_size, 3), np.uint8)
+def milliseconds(predict: Predict, views: int, image_size: int) -> float:
+    """The mean time of a prediction for one photo."""
+    photo = np.zeros((views, image_size, image_size, 3), np.uint8)
     start = time.perf_counter()
     for _ in range(TIMED):
-        predict(image)
+        predict(photo)
     return 1000 * (time.perf_counter() - start) / TIMED
 
 
@@ -96,7 +96,7 @@ def draw(
     worst = wrong[np.argsort(-confidence[wrong])][:16]
     if len(worst):
         drawings["Mistakes"] = plots.pictures(
-            np.stack([view_of(photos[i], 0, 64, "pad") for i in worst]),
+            np.stack([view_of(photos[i], 0, 64, "letterbox") for i in worst]),
             [f"{labels[best[i]]} {confidence[i]:.0%}\nis {labels[class_ids[i]]}" for i in worst],
         )
     return drawings

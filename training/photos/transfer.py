@@ -10,7 +10,7 @@ import datetime
 import hashlib
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,14 @@ import keras
 import numpy as np
 from matplotlib.figure import Figure
 
-from rest_api.bundle import Resize, load_bundle
-from training import metrics, plots
+from rest_api.bundle import Resize, View, load_bundle
+from training import plots
 from training.checkpoint import versions
-from training.export import COVERAGE, export, refuse_other_folder
+from training.export import calibrate, export, refuse_other_folder
 from training.ood import above_background, mahalanobis
 from training.photos import head, tuning
 from training.photos.backbones import BACKBONES, load_backbone
-from training.photos.features import VIEWS, cache_name, features, pooled, view_of
+from training.photos.features import VIEWS, cache_name, features, pooled, served
 from training.photos.inspect import (
     MIN_PHOTOS,
     Part,
@@ -88,7 +88,7 @@ class Task:
     dataset: Dataset
     backbone: keras.Model  # images of any size → feature maps
     image_size: int
-    resize: Resize
+    views: tuple[View, ...]  # of a photo when it is served; the first one's policy is trained with
     tuning: bool
     seed: int
     runs: Path
@@ -98,10 +98,19 @@ class Task:
         """From images as they are served to features."""
         return pooled(self.backbone, self.image_size)
 
+    @property
+    def resize(self) -> Resize:
+        return self.views[0].resize
+
     def features(self, photos: Sequence[Photo], views: int = 1) -> np.ndarray:
         """The features of photos with the present weights: (N, views, channels)."""
         cache = self.runs / "features" / cache_name(self.network, self.resize)
         return features(self.network, photos, cache, resize=self.resize, views=views)
+
+    def served_features(self, photos: Sequence[Photo]) -> np.ndarray:
+        """The same of photos as they are served: (N, views, channels)."""
+        same = [replace(self, views=(view,)).features(photos, 2) for view in self.views]
+        return np.stack([f[:, int(v.mirror)] for f, v in zip(same, self.views, strict=True)], 1)
 
 
 @dataclass(frozen=True)
@@ -112,7 +121,7 @@ class Selection:
     epochs: int  # of fine-tuning, until the best one
     interpolation: float  # of the way to the tuned weights; 0 where tuning is rejected
     temperature: float
-    threshold: float  # of the OOD score
+    calibration: dict[str, Any]  # what model.json says of it and of the thresholds
     history: list[dict[str, float]]  # of fine-tuning
 
 
@@ -140,13 +149,17 @@ def select(task: Task) -> Selection:
         tuning.interpolate(whole, start, whole.get_weights(), interpolation)
     known = dataset.photos("validation")
     scorer = with_score(task, dataset.photos("train"), heads[penalty])
-    logits, scores = map(np.asarray, scorer(task.features(known)[:, 0]))
-    logits = logits[:, : len(dataset.labels)]
-    temperature = metrics.fit_temperature(logits, dataset.class_ids(known))
-    # This estimate has no bias towards rejection where photos are few.
-    threshold = float(np.quantile(scores, 1 - COVERAGE, method="weibull"))
+    logits, scores = map(np.asarray, scorer(np.concatenate(task.served_features(known))))
+    shape = len(known), len(task.views)
+    temperature, calibration = calibrate(
+        logits[:, : len(dataset.labels)].reshape(*shape, -1),
+        dataset.class_ids(known),
+        f"{len(known)} validation photos, before they were trained on",
+        scores.reshape(shape),
+        score_name(dataset),
+    )
     task.backbone.set_weights(pretrained)
-    return Selection(penalty, epochs, interpolation, temperature, threshold, history)
+    return Selection(penalty, epochs, interpolation, temperature, calibration, history)
 
 
 def fit(task: Task, selection: Selection) -> keras.Model:
@@ -213,21 +226,13 @@ def score_name(dataset: Dataset) -> str:
 def describe(task: Task, selection: Selection, backbone: str, width: float) -> dict[str, Any]:
     """What model.json says beside its name and files."""
     dataset = task.dataset
-    count = len(dataset.photos("validation"))
-    fitted_on = f"{count} validation photos, before they were trained on"
     return {
         "version": f"{datetime.date.today().isoformat()}-{backbone}",
         "labels": dataset.labels,
         "input_size": task.image_size,
-        "resize": task.resize,
+        "views": [view._asdict() for view in task.views],
         "accuracy": {"measured_on": "test photos, kept back from training"},
-        "calibration": {"temperature": round(selection.temperature, 4), "fitted_on": fitted_on},
-        "uncertainty": {
-            "score": score_name(dataset),
-            "threshold": round(selection.threshold, 4),
-            "fitted_on": fitted_on,
-            "coverage": COVERAGE,
-        },
+        **selection.calibration,
         "training": {
             "backbone": backbone,
             "width": width,
@@ -248,7 +253,7 @@ def transfer(
     weights: str | Path | None = None,
     width: float = 1.0,
     image_size: int | None = None,
-    resize: Resize = "squash",
+    views: Sequence[View] = (View("stretch"),),
     background: Path | None = None,
     tuning: bool = True,
     saved_model: bool = False,
@@ -266,7 +271,7 @@ def transfer(
     print(report(found, seed), flush=True)
     maps = load_backbone(backbone, weights, width=width)
     image_size = image_size or BACKBONES[backbone].image_size
-    task = Task(dataset, maps, image_size, resize, tuning, seed, runs)
+    task = Task(dataset, maps, image_size, tuple(views), tuning, seed, runs)
     selection = select(task)
     network = fit(task, selection)
     compared = dataset.photos("test")[:MAX_COMPARED]
@@ -274,7 +279,7 @@ def transfer(
         network,
         destination,
         {"name": destination.name, **describe(task, selection, backbone, width)},
-        np.stack([view_of(photo, 0, image_size, resize) for photo in compared]),
+        served(compared, image_size, views),
         dataset.class_ids(compared),
         saved_model=saved_model,
     )
