@@ -157,9 +157,9 @@ def test_resize_policies_agree_on_square_photos(tmp_path):
     rows = cells_of(run.stdout)
     assert rows[0] == [
         "6 photos",
-        "stretch (`squash`)",
-        "center crop (`crop`)",
-        "letterbox (`pad`)",
+        "`stretch`",
+        "`center_crop`",
+        "`letterbox`",
     ]
     for name in ("as they are", "1:1"):
         (square,) = (row for row in rows if row and row[0] == name)

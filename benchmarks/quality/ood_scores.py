@@ -39,7 +39,7 @@ def main() -> None:
         sys.exit(f"error: {error}")
     others = {f.name: inspect([(path, "") for path in files_in(f)])[0] for f in args.others}
     network = pooled(maps, BACKBONES[args.backbone].image_size)
-    cache = Path("runs", "features", cache_name(network, "squash"))
+    cache = Path("runs", "features", cache_name(network, "stretch"))
     vectors = {
         name: features(network, photos, cache, views=VIEWS if name in tasks else 1)
         for name, photos in (tasks | others).items()

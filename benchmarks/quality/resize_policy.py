@@ -5,25 +5,26 @@
 PHOTOS holds a folder a class, named as the bundle's labels (such as airplane/, automobile/).
 Prints, for each policy, how many photos are classified right, as they are and cut to the shapes
 that cameras take: a square photo looks the same to all three. Then, at what scale a JPEG has to be
-decoded for that: how many pixels, each way, for one of the network's.
+decoded for the bundle's first view: how many pixels, each way, for one of the network's.
 """
 
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from benchmarks.common import command_line, print_table
-from rest_api.bundle import Bundle, BundleError, Resize
+from rest_api.bundle import Bundle, BundleError, Resize, View
 from rest_api.classifier import LoadedModel, load_model
 from rest_api.errors import RequestError
-from rest_api.images import SPARE, decode, to_square
+from rest_api.images import SPARE, decode, to_views
 from rest_api.settings import DEFAULT_MODEL
 from training.photos.inspect import PhotosError, labelled_files
 
-POLICIES: dict[Resize, str] = {"squash": "stretch", "crop": "center crop", "pad": "letterbox"}
+POLICIES = tuple(View(resize) for resize in get_args(Resize))
 SHAPES = {"as they are": None, "1:1": 1, "4:3": 4 / 3, "3:4": 3 / 4, "16:9": 16 / 9}  # width:height
 FULL = 1000  # more than any photo has
 SCALES = {"all": FULL, "4 or more": 4, "2 or more": 2, "1 or more": 1}
@@ -34,9 +35,9 @@ def squares(data: bytes, bundle: Bundle) -> np.ndarray:
     side, photo = bundle.input_size, decode(data, bundle.input_size)
     shaped = [cut_to(photo, aspect) if aspect else photo for aspect in SHAPES.values()]
     scaled = (decode(data, side * pixels // SPARE) for pixels in SCALES.values())
-    return np.stack(
-        [to_square(image, side, policy) for image in shaped for policy in POLICIES]
-        + [to_square(image, side, bundle.resize) for image in scaled]
+    return np.concatenate(
+        [to_views(image, side, POLICIES) for image in shaped]
+        + [to_views(image, side, bundle.views[:1]) for image in scaled]
     )
 
 
@@ -78,7 +79,7 @@ def main() -> None:
     right = (classes == np.array([[label] for _, label in files])).mean(0)
     policies = right[: -len(SCALES)].reshape(len(SHAPES), len(POLICIES))
     print_table(
-        [f"{len(files)} photos", *(f"{name} (`{policy}`)" for policy, name in POLICIES.items())],
+        [f"{len(files)} photos", *(f"`{policy.resize}`" for policy in POLICIES)],
         [
             *([name, *percent(row)] for name, row in zip(SHAPES, policies, strict=True)),
             ["mean of those cut", *percent(policies[1:].mean(0))],

@@ -11,10 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from benchmarks.common import command_line, print_table
 from rest_api.bundle import BundleError
 from rest_api.classifier import load_model
+from rest_api.engine import mean_over_views
 from rest_api.settings import DEFAULT_MODEL
 from training import metrics
 
@@ -35,17 +37,19 @@ def main() -> None:
     parser.add_argument("--data", help="directory of cifar-10-batches-py, default $CIFAR10_DIR")
     args = parser.parse_args()
     from training.cifar10.data import DataError, load_cifar10
-    from training.evaluate import in_batches
+    from training.evaluate import in_batches, views_of
 
     try:
         model = load_model(args.model)
         _, (images, labels) = load_cifar10(args.data)
     except (BundleError, DataError) as error:
         sys.exit(f"error: {error}")
-    probabilities, _ = in_batches(model.predict, images)
+    bundle = model.bundle
+    views = views_of(map(Image.fromarray, images), bundle.input_size, bundle.views)
+    probabilities, _ = mean_over_views(in_batches(model.predict, views), len(bundle.views))
     print_table(
         ["coverage", "threshold", "selective accuracy"],
-        rows(probabilities, labels, model.bundle.threshold),
+        rows(probabilities, labels, bundle.threshold),
     )
 
 

@@ -14,7 +14,7 @@ from benchmarks.common import FROG, ROOT, command_line, milliseconds, table
 from benchmarks.serving.load import need_wrk, own_server, phone_photo, serving, wrk
 from rest_api.bundle import load_bundle
 from rest_api.engine import load_engine
-from rest_api.images import decode, to_square
+from rest_api.images import decode, to_views
 from rest_api.settings import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -31,11 +31,12 @@ Lines = Mapping[str, Sequence[float]]
 
 def by_pixels() -> tuple[list[float], Lines]:
     """Milliseconds to make a JPEG the network's input, by its megapixels."""
-    side = load_bundle(DEFAULT_MODEL).input_size
+    bundle = load_bundle(DEFAULT_MODEL)
+    side, views = bundle.input_size, bundle.views
     photos = [phone_photo(width, width * 3 // 4) for width in WIDTHS]
 
     def median(photo: bytes, decoded_for: int) -> float:
-        times = milliseconds(lambda: to_square(decode(photo, decoded_for), side, "pad"), 15)
+        times = milliseconds(lambda: to_views(decode(photo, decoded_for), side, views), 15)
         return float(np.median(times))
 
     return [width**2 * 0.75 / 1e6 for width in WIDTHS], {

@@ -13,7 +13,7 @@ import numpy as np
 from benchmarks.common import command_line, milliseconds, print_table
 from benchmarks.serving.load import first_response, own_server, pictures, post, started
 from rest_api.classifier import load_model
-from rest_api.images import decode, to_square
+from rest_api.images import decode, to_views
 from rest_api.settings import DEFAULT_MODEL
 
 REQUESTS = 1000
@@ -25,16 +25,17 @@ def calls(
     """What is timed, and how many times."""
     model = load_model(DEFAULT_MODEL)
     photo, side = images["12-megapixel JPEG"], model.bundle.input_size
+    views = model.bundle.views
     yield "256-pixel JPEG", partial(post, connection, images["256-pixel JPEG"]), REQUESTS
     yield "12-megapixel JPEG", partial(post, connection, photo), REQUESTS // 10
     for name, size in (
         ("decoding and shrinking the latter", side),
         ("the same in full size", 4000),
     ):
-        yield name, lambda size=size: to_square(decode(photo, size), side, "pad"), 50
+        yield name, lambda size=size: to_views(decode(photo, size), side, views), 50
     yield (
         "the network alone",
-        partial(model.predict, np.zeros((1, side, side, 3), np.uint8)),
+        partial(model.predict, np.zeros((len(views), side, side, 3), np.uint8)),
         REQUESTS,
     )
 

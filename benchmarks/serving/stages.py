@@ -12,7 +12,7 @@ from rest_api.api import sent_images
 from rest_api.app import create_app
 from rest_api.classifier import load_model
 from rest_api.gateway import call_wsgi
-from rest_api.images import decode, to_square
+from rest_api.images import decode, to_views
 from rest_api.settings import DEFAULT_MODEL
 
 TURNS = 100
@@ -22,7 +22,7 @@ def stages(image: bytes) -> dict[str, float]:
     """Median milliseconds of each stage of one request, the stages measured in turn."""
     app = create_app()
     model = load_model(DEFAULT_MODEL)
-    side, resize = model.bundle.input_size, model.bundle.resize
+    side, views = model.bundle.input_size, model.bundle.views
     body = multipart(image)
     environ = create_environ(
         "/predict", method="POST", data=body, content_type=FORM["Content-Type"]
@@ -36,11 +36,11 @@ def stages(image: bytes) -> dict[str, float]:
             sent_images(context.request, app.settings)
 
     decoded = decode(image, side)
-    pixels = to_square(decoded, side, resize)[None]
+    pixels = to_views(decoded, side, views)
     calls = {
         "parse": parse,
         "decode": lambda: decode(image, side).load(),
-        "resize": lambda: to_square(decoded, side, resize),
+        "resize": lambda: to_views(decoded, side, views),
         "infer": lambda: model.predict(pixels),
         "all": lambda: call_wsgi(app.wsgi_app, request()),
     }
