@@ -24,7 +24,7 @@ from tqdm import tqdm
 from rest_api.bundle import FILENAMES, BundleError
 from rest_api.classifier import LoadedModel, Prediction, load_model
 from rest_api.errors import RequestError
-from rest_api.settings import DEFAULT_MODEL, Settings, option_of
+from rest_api.settings import DEFAULT_MODEL, option_of
 
 MANY = 20  # files from which on there is a progress bar
 STDIN = "-"
@@ -150,7 +150,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--output", type=Path, help="file for csv or json, continued where it ends")
     limit = option_of("max_pixels")
     about = f"{limit.help} ({limit.default})"
-    add(limit.flag, default=Settings.max_pixels, help=about, **limit.parsing)
+    add(limit.flag, default=limit.default, help=about, **limit.parsing)
     args = parser.parse_args()
     if args.top < 1:
         parser.error(f"--top must be 1 or more, not {args.top}")

@@ -233,7 +233,7 @@ def parse_arguments() -> argparse.Namespace:
         "--views",
         nargs="+",
         type=parse_view,
-        default=VIEWS,
+        default=list(VIEWS),
         metavar="VIEW",
         help="of a photo, whose outputs are averaged: stretch, center_crop or letterbox, each also "
         "with :mirrored (stretch center_crop:mirrored)",
