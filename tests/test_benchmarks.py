@@ -89,7 +89,7 @@ class Thumb:
         dog = red / 255
         classes = sorted({"cat": 1 - dog, "dog": dog}.items(), key=lambda each: -each[1])
         score = classes[0][1]
-        return Prediction(classes, score, score < 0.6 or green > 0, 0.0, 0.0)
+        return Prediction(classes, score, score < 0.6 or green > 0, False, 0.0, 0.0)
 
 
 def test_photos_in_the_wild_are_counted_right_answered_and_told_from_others(tmp_path):
