@@ -75,7 +75,7 @@ def test_commands_lead_from_photos_to_a_service(reader, monkeypatch, capsys):
 
     run_module(next(steps), monkeypatch)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("file,uncertain,label_1")
+    assert lines[0].startswith("file,uncertain,none_of_these,label_1")
     assert len(lines) == 25
 
     assert next(steps) == "docker build -t vehicles ."

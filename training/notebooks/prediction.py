@@ -37,7 +37,7 @@ import tensorflow as tf
 from rest_api.bundle import load_bundle
 from rest_api.engine import load_engine
 from training import metrics, plots
-from training.photos.features import view_of
+from training.photos.features import served
 from training.photos.inspect import split, survey
 from training.photos.transfer import transfer
 
@@ -57,7 +57,7 @@ pd.options.display.float_format = "{:.2f}".format
 
 # %%
 photos = split(survey(PHOTOS).photos)["test"]
-images = np.stack([view_of(photo, 0, bundle.input_size, bundle.resize) for photo in photos])
+images = served(photos, bundle.input_size, bundle.views)
 class_ids = np.array([bundle.labels.index(photo.label) for photo in photos])
 print(len(images), "photos of", images.shape[1:])
 
