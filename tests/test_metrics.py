@@ -79,14 +79,15 @@ def test_temperature_of_several_views_is_fitted_on_the_mean_of_their_probabiliti
     )
 
 
-def test_joint_thresholds_reject_the_asked_share_together_and_as_many_each():
+@pytest.mark.parametrize("shares", [(1,), (0.5, 0.5), (0.2, 0.8)])
+def test_joint_thresholds_reject_as_many_as_asked_together_and_each_its_share(shares):
     rng = np.random.default_rng(0)
-    one, other = rng.random(1000), rng.normal(0, 30, 1000)
-    for measures in ([one], [one, other]):
-        thresholds = metrics.joint_thresholds(measures, 0.95)
-        rejected = np.array([m < t for m, t in zip(measures, thresholds, strict=True)])
-        assert rejected.any(0).mean() == pytest.approx(0.05, abs=0.002)
-        assert np.ptp(rejected.mean(1)) <= 0.002
+    measures = [rng.random(1000), rng.normal(0, 30, 1000)][: len(shares)]
+    thresholds = metrics.joint_thresholds(measures, shares, 0.95)
+    rejected = np.array([m < t for m, t in zip(measures, thresholds, strict=True)])
+    assert rejected.any(0).mean() == pytest.approx(0.05, abs=0.002)
+    each = rejected.mean(1)
+    np.testing.assert_allclose(each / each.sum(), shares, atol=0.03)
 
 
 def test_threshold_is_reached_by_the_wanted_fraction_of_predictions(logits_and_labels):

@@ -84,15 +84,18 @@ def threshold_of(probabilities: np.ndarray, coverage: float) -> float:
     return float(np.quantile(probabilities.max(-1), 1 - coverage))
 
 
-def joint_thresholds(measures: Sequence[np.ndarray], coverage: float) -> list[float]:
+def joint_thresholds(
+    measures: Sequence[np.ndarray], shares: Sequence[float], coverage: float
+) -> list[float]:
     """A threshold for each measure (N,), all of which a fraction `coverage` of the rows reaches.
 
-    Each rejects as many rows as the others. Quantiles are Weibull's, which have no bias towards
-    rejection where rows are few.
+    How many rows each rejects is in proportion to its share. Quantiles are Weibull's, which have no
+    bias towards rejection where rows are few.
     """
-    ranks = np.min([1 + measure.argsort().argsort() for measure in measures], axis=0)
-    rejected = np.quantile(ranks / (len(ranks) + 1), 1 - coverage, method="weibull")
-    return [float(np.quantile(each, rejected, method="weibull")) for each in measures]
+    both = list(zip(measures, shares, strict=True))
+    ranks = [(1 + each.argsort().argsort()) / (len(each) + 1) / share for each, share in both]
+    rejected = np.quantile(np.min(ranks, axis=0), 1 - coverage, method="weibull")
+    return [float(np.quantile(each, rejected * share, method="weibull")) for each, share in both]
 
 
 def selective(
