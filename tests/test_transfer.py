@@ -4,6 +4,7 @@ import io
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import keras
@@ -13,7 +14,8 @@ from keras import applications
 from PIL import Image
 
 from rest_api.app import create_app
-from rest_api.bundle import load_bundle
+from rest_api.bundle import View, load_bundle
+from rest_api.classifier import load_model
 from rest_api.engine import load_engine
 from rest_api.settings import Settings
 from tests.support import ROOT, coloured, error_of, small_backbone
@@ -21,7 +23,7 @@ from training import transfer as command
 from training.ood import mahalanobis
 from training.photos import head, transfer, tuning
 from training.photos.backbones import BACKBONES, WeightsError, load_backbone
-from training.photos.features import cache_name, features, pooled, view_of
+from training.photos.features import cache_name, features, pooled, served, view_of
 from training.photos.inspect import survey
 
 SIDE = 32
@@ -95,7 +97,7 @@ def test_weights_that_cannot_be_had_are_explained(tmp_path, monkeypatch):
 def test_features_are_computed_once_for_each_content(photos, tmp_path, monkeypatch):
     network = pooled(small_backbone(), SIDE)
     some = survey(photos).photos[:40]
-    cache = tmp_path / cache_name(network, "squash")
+    cache = tmp_path / cache_name(network, "stretch")
     first = features(network, some[:30], cache, views=3)
     assert first.shape == (30, 3, 24)
 
@@ -130,9 +132,12 @@ def test_other_weights_or_policies_have_other_caches():
     one, other = (
         pooled(load_backbone("mobilenetv2", "random", width=0.35), SIDE) for _ in range(2)
     )
-    assert cache_name(one, "squash") == cache_name(one, "squash")
+    assert cache_name(one, "stretch") == cache_name(one, "stretch")
     assert (
-        len({cache_name(one, "squash"), cache_name(one, "pad"), cache_name(other, "squash")}) == 3
+        len(
+            {cache_name(one, "stretch"), cache_name(one, "letterbox"), cache_name(other, "stretch")}
+        )
+        == 3
     )
 
 
@@ -214,7 +219,7 @@ def test_classes_are_learnt_and_figures_reported(result):
     manifest = load_bundle(folder / "bundle").manifest
     assert manifest["labels"] == ["green", "red"]
     assert manifest["input_size"] == SIDE
-    assert manifest["uncertainty"]["score"] == "mahalanobis"
+    assert manifest["ood"]["score"] == "mahalanobis"
     assert manifest["accuracy"]["images"] == figures["test_photos"]
 
 
@@ -268,14 +273,39 @@ def test_photos_like_the_background_are_uncertain(photos, tmp_path, monkeypatch)
     )
     manifest = load_bundle(tmp_path / "bundle").manifest
     assert manifest["labels"] == ["green", "red"]
-    assert manifest["uncertainty"]["score"] == "above background"
+    assert manifest["ood"]["score"] == "above background"
     assert figures["auroc"] > 0.8
 
 
 def task_of(photos: Path, runs: Path, seed: int = 0, *, fine_tune: bool = True) -> transfer.Task:
     """A task of the small backbone, on the split of seed 0."""
     _, dataset = transfer.gather(photos, None, 0)
-    return transfer.Task(dataset, small_backbone(), SIDE, "squash", fine_tune, seed, runs)
+    return transfer.Task(dataset, small_backbone(), SIDE, (View("stretch"),), fine_tune, seed, runs)
+
+
+def test_features_of_served_views_are_those_of_what_the_server_shows(photos, tmp_path):
+    views = View("letterbox"), View("stretch", mirror=True), View("letterbox", mirror=True)
+    task = replace(task_of(photos, tmp_path), views=views)
+    some = task.dataset.photos("validation")[:5]
+    shown = served(some, SIDE, views)
+    expected = np.asarray(task.network(shown)).reshape(5, 3, -1)
+    np.testing.assert_allclose(task.served_features(some), expected, atol=2e-3)  # kept as float16
+
+
+def test_both_thresholds_are_fitted_on_the_mean_over_views(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(transfer, "load_backbone", small_backbone)
+    bundle = tmp_path / "bundle"
+    views = View("stretch"), View("center_crop", mirror=True)
+    figures, _ = transfer.transfer(
+        photos, bundle, image_size=SIDE, views=views, tuning=False, runs=tmp_path / "runs"
+    )
+    model = load_model(bundle)
+    assert model.bundle.views == views
+    assert model.bundle.ood is not None
+    assert 0 < model.bundle.threshold < 1
+    parts = transfer.gather(photos, None, 0)[1].parts["validation"]
+    answered = [not model.classify(photo.path.read_bytes()).uncertain for photo in parts]
+    assert figures["true_positive_rate"]["validation"] == pytest.approx(np.mean(answered))
 
 
 def test_fine_tuning_that_harms_is_rejected(photos, tmp_path, monkeypatch):
@@ -341,7 +371,7 @@ def test_seed_reseeds_fine_tuning(photos, tmp_path):
     targets = head.one_hot(dataset.class_ids(train))
 
     def first_batch(seed: int) -> tuple[np.ndarray, np.ndarray]:
-        return next(tuning.batches_of_epoch(train, targets, SIDE, "squash", 0, seed))
+        return next(tuning.batches_of_epoch(train, targets, SIDE, "stretch", 0, seed))
 
     for one, same, other in zip(first_batch(0), first_batch(0), first_batch(1), strict=True):
         np.testing.assert_array_equal(one, same)
@@ -353,7 +383,7 @@ def test_early_stopping_ends_at_the_best_epoch(photos, tmp_path, monkeypatch):
     network = keras.Sequential([pooled(small_backbone()), keras.layers.Dense(2)])
     _, dataset = transfer.gather(photos, None, 0)
     train = dataset.photos("train")
-    shown = train, head.one_hot(dataset.class_ids(train)), SIDE, "squash", tmp_path
+    shown = train, head.one_hot(dataset.class_ids(train)), SIDE, "stretch", tmp_path
     losses, weights = iter([2.0, 1.0, 3.0, 3.0, 0.5]), []
 
     def validate() -> tuple[float, float]:
