@@ -131,6 +131,8 @@ def test_temperature_and_both_thresholds_are_those_of_the_mean_over_views():
         metrics.accuracy(probabilities[answered], labels[answered]), abs=1e-3
     )
     assert set(export.calibrate(logits, labels, "random")[1]) == {"calibration", "uncertainty"}
+    few = export.calibrate(logits[:20], labels[:20], "random", scores[:20], "log odds")[1]
+    assert set(few) == {"calibration", "ood"}
 
 
 @pytest.mark.parametrize(

@@ -183,38 +183,38 @@ def calibrate(
     """The temperature, and what model.json says of it and of the thresholds.
 
     `logits` (N, views, classes) and the OOD scores (N, views), named `score`, are those of images
-    that the network was not trained on. COVERAGE of these images is answered.
+    that the network was not trained on. COVERAGE of these images is answered. Where there are too
+    few of them to find the least probable ones, there is a threshold of the OOD score alone.
     """
     temperature = metrics.fit_temperature(logits, labels)
     probabilities = metrics.softmax(logits / temperature).mean(1)
-    measures, shares = [probabilities.max(1)], [1.0]
+    measures, shares = {"uncertainty": probabilities.max(1)}, [1.0]
     if scores is not None:
-        measures, shares = [*measures, scores.mean(1)], [1 - OOD_SHARE, OOD_SHARE]
-    thresholds = metrics.joint_thresholds(measures, shares, COVERAGE)
-    reached = [each >= threshold for each, threshold in zip(measures, thresholds, strict=True)]
-    answered = np.all(reached, axis=0)
+        shares = [1 - OOD_SHARE, OOD_SHARE]
+        if (len(labels) + 1) * (1 - COVERAGE) * shares[0] < 1:
+            measures, shares = {}, [1.0]
+        measures["ood"] = scores.mean(1)
+    found = metrics.joint_thresholds(list(measures.values()), shares, COVERAGE)
+    thresholds = dict(zip(measures, found, strict=True))
+    answered = np.all([measures[each] >= thresholds[each] for each in measures], axis=0)
     error = metrics.expected_calibration_error(probabilities, labels)
     accuracy = metrics.accuracy(probabilities[answered], labels[answered])
-    description = {
+    description: dict[str, Any] = {
         "calibration": {
             "temperature": round(temperature, 4),
             "fitted_on": fitted_on,
             "expected_calibration_error": round(error, 4),
         },
-        "uncertainty": {
-            "threshold": round(thresholds[0], 4),
-            "fitted_on": fitted_on,
-            "coverage": COVERAGE,
-            "accuracy": round(accuracy, 4),
-        },
     }
-    if scores is not None:
-        description["ood"] = {
-            "score": score,
-            "threshold": round(thresholds[1], 4),
+    for each, threshold in thresholds.items():
+        description[each] = {
+            "threshold": round(threshold, 4),
             "fitted_on": fitted_on,
-            "coverage": round(float(reached[1].mean()), 4),
+            "coverage": COVERAGE,  # of both thresholds together
+            "accuracy": round(accuracy, 4),
         }
+    if scores is not None:
+        description["ood"] = {"score": score} | description["ood"]
     return temperature, description
 
 
