@@ -177,8 +177,8 @@ def dots(values: Mapping[str, float], reference: str, spread: float, label: str)
     axes.axvline(middle, color="black", lw=1)
     for name, value in values.items():
         axes.scatter(100 * value, name, 60, GREY if name == reference else BLUE, zorder=2)
-        offset = {"xytext": (8, 0), "textcoords": "offset points", "va": "center"}
-        axes.annotate(f"{100 * value:.1f}", (100 * value, name), **offset)
+        text, place = f"{100 * value:.1f}", (100 * value, name)
+        axes.annotate(text, place, (8, 0), textcoords="offset points", va="center")
     axes.set(xlabel=label)
     axes.margins(x=0.1, y=0.12)
     axes.invert_yaxis()

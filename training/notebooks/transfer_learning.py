@@ -83,7 +83,7 @@ print(report(found))
 
 # %%
 (frog,), _ = inspect([(Path("rest_api", "frog.jpg"), "frog")])
-views = np.stack([view_of(frog, view, 128, "squash") for view in range(VIEWS)])
+views = np.stack([view_of(frog, view, 128, "stretch") for view in range(VIEWS)])
 titles = ["as served", "mirrored", *["random crop"] * (VIEWS - 2)]
 plots.show(plots.pictures(views, titles, columns=VIEWS), "transfer_views")
 
@@ -94,7 +94,7 @@ plots.show(plots.pictures(views, titles, columns=VIEWS), "transfer_views")
 # %%
 image_size = BACKBONES["mobilenetv2"].image_size
 network = pooled(load_backbone("mobilenetv2", WEIGHTS, width=WIDTH), image_size)
-cache = Path("runs", "features", cache_name(network, "squash"))
+cache = Path("runs", "features", cache_name(network, "stretch"))
 vectors = {
     part: features(network, photos, cache, views=VIEWS if part == "train" else 1)
     for part, photos in parts.items()
@@ -198,7 +198,7 @@ for caption, drawing in drawings.items():
 # Below a threshold that 95 % of the validation photos exceed, the answer is marked as uncertain.
 
 # %%
-print("the score is", model.bundle.score)
+print("the score is", model.bundle.ood.name)
 prediction = model.classify(Path("rest_api", "frog.jpg").read_bytes(), top=2)
 print(", ".join(f"{label} {probability:.0%}" for label, probability in prediction.classes))
 print("uncertain:", prediction.uncertain)
