@@ -258,6 +258,7 @@ def test_report_is_one_page_that_needs_no_other_file(result):
     assert re.search(r"TPR.*train [\d.]+%, validation [\d.]+%, test [\d.]+%", page)
 
 
+@pytest.mark.slow
 def test_photos_like_the_background_are_uncertain(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(transfer, "load_backbone", small_backbone)
     (tmp_path / "else").mkdir()
@@ -308,6 +309,7 @@ def test_both_thresholds_are_fitted_on_the_mean_over_views(photos, tmp_path, mon
     assert figures["true_positive_rate"]["validation"] == pytest.approx(np.mean(answered))
 
 
+@pytest.mark.slow
 def test_fine_tuning_that_harms_is_rejected(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(tuning, "EPOCHS", 2)
     monkeypatch.setattr(tuning, "LEARNING_RATE", 1.0)
@@ -324,6 +326,7 @@ def test_fine_tuning_that_harms_is_rejected(photos, tmp_path, monkeypatch):
     assert transfer.select(task).history == selection.history  # read, not trained again
 
 
+@pytest.mark.slow
 def test_rejected_fine_tuning_is_not_drawn(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(transfer, "load_backbone", small_backbone)
     monkeypatch.setattr(tuning, "EPOCHS", 2)
@@ -423,6 +426,7 @@ def test_mixup_keeps_more_of_an_image_than_of_the_other():
     assert (blended[:, 0, 0, 0] % 200 > 0).any()
 
 
+@pytest.mark.slow
 def test_few_photos_are_not_rejected_by_what_was_trained_on_them(photos, tmp_path, monkeypatch):
     def wide_backbone(*_: object, **__: object) -> keras.Model:
         """More channels than photos, like a real one."""
