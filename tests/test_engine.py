@@ -11,7 +11,6 @@ from rest_api.engine import Outputs, load_engine, mean_over_views
 from rest_api.settings import DEFAULT_MODEL
 from tests.support import ROOT, rename
 
-
 CLASSIC = DEFAULT_MODEL.with_name("cifar10-classic")  # without an OOD score
 
 
