@@ -31,6 +31,17 @@ def small_cifar(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def small_cifar100(tmp_path: Path) -> Path:
+    """A directory in the official format, with two random images of each class."""
+    folder = tmp_path / "cifar-100-python"
+    folder.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (200, 3072), dtype=np.uint8)
+    content = {b"data": pixels, b"fine_labels": [int(label) for label in np.arange(200) % 100]}
+    (folder / "train").write_bytes(pickle.dumps(content, protocol=2))
+    return tmp_path
+
+
 @pytest.fixture(scope="session")
 def real_cifar() -> Path:
     """The directory of the real data set, or skip."""

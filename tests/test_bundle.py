@@ -82,7 +82,8 @@ def test_manifest_that_cannot_be_served_is_refused_by_name(bundle, changes, comp
     ("resize", "view"), [("squash", "stretch"), ("crop", "center_crop"), ("pad", "letterbox")]
 )
 def test_schema_1_is_read_as_one_view_and_a_threshold_of_the_probability(bundle, resize, view):
-    edit(bundle, schema=1, views=None, resize=resize, uncertainty={"threshold": 0.6})
+    uncertainty = {"threshold": 0.6}
+    edit(bundle, schema=1, views=None, ood=None, resize=resize, uncertainty=uncertainty)
     read = load_bundle(bundle)
     assert read.views == (View(view, mirror=False),)
     assert read.threshold == 0.6
@@ -92,7 +93,7 @@ def test_schema_1_is_read_as_one_view_and_a_threshold_of_the_probability(bundle,
 
 def test_schema_1_with_a_score_of_the_network_is_read_as_its_ood_score(bundle):
     uncertainty = {"score": "mahalanobis", "threshold": -30.5}
-    edit(bundle, schema=1, views=None, resize="squash", uncertainty=uncertainty)
+    edit(bundle, schema=1, views=None, ood=None, resize="squash", uncertainty=uncertainty)
     read = load_bundle(bundle)
     assert read.ood == OodScore("mahalanobis", -30.5)
     assert read.threshold == 0

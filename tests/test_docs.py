@@ -28,6 +28,7 @@ from rest_api.app import create_app
 from rest_api.bundle import load_bundle
 from rest_api.settings import DEFAULT_MODEL
 from tests.support import FROG, ROOT, post
+from training import metrics
 from training.cifar10 import recipes
 
 TRACKED = subprocess.run(
@@ -37,6 +38,7 @@ TEXTS = {
     name: (ROOT / name).read_text(encoding="utf-8") for name in TRACKED if name.endswith(".md")
 }
 RECORDS = ROOT / "benchmarks" / "training" / "records"
+PHOTO_RECORDS = ROOT / "benchmarks" / "quality" / "records"
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 SCRIPTS = PYPROJECT["project"]["scripts"]
 IMAGES = {"classifier", "vehicles"}  # as the pages call them
@@ -344,6 +346,56 @@ def test_figures_of_classic_are_those_of_its_run():
         assert percent(run["accuracy"]) in text
         assert percent(run["accuracy_tta"]) in text
         assert f"{run['seconds'] / 60:.1f} minutes" in text
+
+
+def test_figures_of_street_are_those_of_its_run():
+    run = json.loads((RECORDS / "street-seed0-final.json").read_text())
+    for text in (TEXTS["README.md"], evidence("street")):
+        assert percent(run["accuracy"]) in text
+        assert percent(run["accuracy_tta"]) in text
+        assert f"{run['seconds'] / 60:.1f} minutes" in text
+
+
+def test_figures_of_the_default_model_are_the_recorded_ones():
+    rows = table("README.md", "the default model")
+    shown = [f"{n}; {share}; {interval}" for _, n, share, interval in rows]
+    photos = photo_figures("cifar10")
+    measures = (
+        "right (accuracy)",
+        "right of those answered (selective accuracy)",
+        "all others: answered",
+    )
+    assert shown[1:] == [
+        f"{n}; {share.replace('%', ' %')}; {interval.replace('%', '', 1).replace('%', ' %')}"
+        for n, share, interval in (photos[name] for name in measures)
+    ]
+    test = json.loads((PHOTO_RECORDS / "cifar10-test.json").read_text())
+    low, high = metrics.interval(round(test["accuracy"] * test["images"]), test["images"])
+    interval = f"{100 * low:.2f} to {percent(high)}"
+    assert shown[0] == f"{test['images']:,}; {percent(test['accuracy'])}; {interval}"
+
+
+def test_figures_of_photos_in_the_benchmarks_are_the_recorded_ones():
+    ours, former = (photo_figures(name) for name in ("cifar10", "cifar10-fast94"))
+    for measure, _, *cells in table("benchmarks/README.md", "measure | photos | `cifar10`"):
+        name = {
+            "accuracy": "right (accuracy)",
+            "expected calibration error": "expected calibration error",
+            "coverage": "answered (coverage)",
+            "selective accuracy": "right of those answered (selective accuracy)",
+            "OOD photos answered": "all others: answered",
+            "OOD photos answered at over 90%": "all others: answered at over 90%",
+            "AUROC": "all others: AUROC",
+            "FPR95": "all others: FPR95",
+        }.get(measure)
+        if name:
+            figures = [each[name][1:] for each in (ours, former)]
+            assert cells == [f"{a} ({b})" if b else a for a, b in figures]
+
+
+def photo_figures(bundle: str) -> dict[str, list[str]]:
+    """The figures of a shipped bundle on photos: number, share, interval of each measure."""
+    return json.loads((PHOTO_RECORDS / f"{bundle}-photos.json").read_text())["figures"]
 
 
 def percent(share: float) -> str:

@@ -11,6 +11,8 @@ from rest_api.engine import Outputs, load_engine, mean_over_views
 from rest_api.settings import DEFAULT_MODEL
 from tests.support import ROOT, rename
 
+CLASSIC = DEFAULT_MODEL.with_name("cifar10-classic")  # without an OOD score
+
 
 @pytest.fixture(scope="module")
 def images():
@@ -18,12 +20,16 @@ def images():
 
 
 def test_rows_are_probabilities(images):
-    probabilities, scores = load_engine(load_bundle(DEFAULT_MODEL))(images)
+    probabilities, scores = load_engine(load_bundle(CLASSIC))(images)
     assert probabilities.shape == (40, 10)
     assert probabilities.dtype == np.float32
     assert (probabilities >= 0).all()
     np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-5)
     np.testing.assert_array_equal(scores, probabilities.max(1))
+    probabilities, scores = load_engine(load_bundle(DEFAULT_MODEL))(images)
+    np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-5)
+    assert scores.shape == (40,)
+    assert scores.min() < -1  # log odds
 
 
 @pytest.mark.slow
@@ -50,7 +56,7 @@ def test_many_threads_get_the_answers_of_one(images):
 
 
 def test_score_that_the_network_does_not_return_is_refused(tmp_path):
-    shutil.copytree(DEFAULT_MODEL, tmp_path / "bundle")
+    shutil.copytree(CLASSIC, tmp_path / "bundle")
     rename(tmp_path / "bundle", "bundle", ood={"score": "energy", "threshold": -3})
     with pytest.raises(BundleError, match="score 'energy', which the network does not return"):
         load_engine(load_bundle(tmp_path / "bundle"))

@@ -20,7 +20,8 @@ from training.cifar10 import recipes, train
 
 
 def command(recipe: str, data: Path, run: Path, *options: str) -> list[str]:
-    arguments = [recipe, "--data", str(data), "--output", str(run), "--epochs", "3", *options]
+    paths = ["--data", str(data), "--outliers", str(data), "--output", str(run)]
+    arguments = [recipe, *paths, "--epochs", "3", *options]
     return [sys.executable, "-m", "training.train", *arguments]
 
 
@@ -48,7 +49,7 @@ def kill_after_an_epoch(arguments: list[str], run: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", recipes.names())
 def test_run_killed_by_sigkill_ends_at_the_figures_of_an_uninterrupted_one(
-    recipe, small_cifar, tmp_path
+    recipe, small_cifar, small_cifar100, tmp_path
 ):
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     kill_after_an_epoch(command(recipe, small_cifar, killed), killed)

@@ -19,6 +19,15 @@ class Augmentation:
     rotation: float = 0.0  # degrees, each way
     shift: float = 0.0  # fraction of the side, each way, in both directions
     cutout: int = 0  # side in pixels of the grey square
+    zoom: tuple[float, float] = (1, 1)  # least and most of the image's side that a box takes in
+    aspect: float = 1.0  # at most this much wider than high, or higher than wide, is a box
+    unzoomed: float = 0.0  # fraction of the images that are cropped only
+    light: float = 0.0  # how far contrast, saturation, brightness and tint vary
+
+    @property
+    def boxes(self) -> bool:
+        """Whether boxes of random size are cut out of the images, by `random_box`."""
+        return self.zoom != (1, 1) or self.aspect != 1
 
 
 def flip(images: np.ndarray, chosen: np.ndarray) -> np.ndarray:
@@ -88,6 +97,53 @@ def cutout(images: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarra
     return np.where(covered, np.asarray(128, images.dtype), images)
 
 
+def random_box(
+    images: np.ndarray, image_size: int, augmentation: Augmentation, rng: np.random.Generator
+) -> np.ndarray:
+    """Cut a box of random size, aspect and place out of each uint8 image; resize it.
+
+    A box larger than the image shows it smaller, among its reflections. Resampling is bilinear
+    and anti-aliased. The fraction `augmentation.unzoomed` keeps its size and moves by whole pixels.
+    """
+    n, full = len(images), images.shape[1]
+    margin = full // 2
+    padded = np.pad(images, ((0, 0), (margin, margin), (margin, margin), (0, 0)), "reflect")
+    side = full * np.exp(rng.uniform(*np.log(augmentation.zoom), n))
+    stretch = np.exp(rng.uniform(-1, 1, n) * np.log(augmentation.aspect) / 2)
+    box = np.minimum(np.stack([side * stretch, side / stretch], 1), full + margin)  # (N, 2): w, h
+    moved = rng.uniform(-1, 1, (n, 2)) * (abs(full - box) / 2 + augmentation.crop)
+    unzoomed = (rng.random(n) < augmentation.unzoomed)[:, None]
+    box = np.where(unzoomed, full, box)
+    whole = rng.integers(-augmentation.crop, augmentation.crop + 1, (n, 2))
+    moved = np.where(unzoomed, whole, moved)
+    start = np.clip((full - box) / 2 + margin + moved, 0, full + 2 * margin - box)
+    corners = np.concatenate([start, start + box], 1).tolist()  # left, top, right, bottom
+    size, bilinear = (image_size, image_size), Image.Resampling.BILINEAR
+    pictures = [Image.fromarray(image) for image in padded]
+    boxes = [
+        np.asarray(picture.resize(size, bilinear, each))
+        for picture, each in zip(pictures, corners, strict=True)
+    ]
+    return np.stack(boxes)
+
+
+def random_light(images: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
+    """Vary brightness, contrast, saturation and tint of each image: float32 in 0..255.
+
+    One matrix and offset an image: colour' = M colour + offset.
+    """
+    n = len(images)
+    contrast, saturation = np.exp(rng.normal(0, strength, (2, n, 1, 1)))
+    tint = np.exp(rng.normal(0, strength / 4, (n, 1, 3)))
+    grey = np.full((3, 3), 1 / 3)
+    matrix = contrast * (saturation * np.eye(3) + (1 - saturation) * grey) * tint
+    pixels = images.reshape(n, -1, 3).astype(np.float32)
+    mean = pixels.mean((1, 2))[:, None, None]
+    bright = (rng.normal(0, strength, (n, 1, 1)) * 64).astype(np.float32)
+    changed = (pixels - mean) @ matrix.astype(np.float32) + (mean + bright)
+    return np.clip(changed, 0, 255, out=changed).reshape(images.shape)
+
+
 def resize(images: np.ndarray, image_size: int) -> np.ndarray:
     """Resize uint8 images to `image_size` pixels each way, bilinear and anti-aliased."""
     size, bilinear = (image_size, image_size), Image.Resampling.BILINEAR
@@ -96,14 +152,23 @@ def resize(images: np.ndarray, image_size: int) -> np.ndarray:
     return np.stack([np.asarray(Image.fromarray(image).resize(size, bilinear)) for image in images])
 
 
-def augment(images: np.ndarray, augmentation: Augmentation, rng: np.random.Generator) -> np.ndarray:
-    """Apply everything but the flips, which depend on the epoch, to a batch."""
-    if augmentation.crop:
+def augment(
+    images: np.ndarray, augmentation: Augmentation, rng: np.random.Generator, image_size: int = 32
+) -> np.ndarray:
+    """Apply everything but the flips, which depend on the epoch, to a batch.
+
+    Boxes are cut out of images of any size; all else takes images of `image_size`.
+    """
+    if augmentation.boxes:
+        images = random_box(images, image_size, augmentation, rng)
+    elif augmentation.crop:
         images = random_crop(images, augmentation.crop, rng)
     if augmentation.rotation or augmentation.shift:
         images = random_affine(images, augmentation.rotation, augmentation.shift, rng)
     if augmentation.cutout:
         images = cutout(images, augmentation.cutout, rng)
+    if augmentation.light:
+        images = random_light(images, augmentation.light, rng)
     return images
 
 

@@ -23,6 +23,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--epochs", type=float, help="instead of the recipe's own number")
     add("--final", action="store_true", help="train on all images, measure on the test set")
     add("--data", help="directory of cifar-10-batches-py, default $CIFAR10_DIR")
+    add("--outliers", help="directory of cifar-100-python, default $CIFAR100_DIR, where needed")
     add("--output", type=Path, help="directory of the run, default runs/RECIPE-seedN[-final]")
     return parser.parse_args()
 
@@ -41,6 +42,7 @@ def main() -> None:
             final=args.final,
             epochs=args.epochs,
             data=args.data,
+            cifar100=args.outliers,
             run=args.output,
             started=training.STARTED,
         )

@@ -3,9 +3,11 @@
 PHOTOS holds a folder a class, named as the bundle's labels; each DIR, searched to its depths, holds
 photos of other things (out-of-distribution, OOD). Prints how many photos are classified right, how
 well probabilities are calibrated, how many are answered (not `uncertain`), and how well the
-bundle's score tells known photos from others; shares with their 95 % Wilson intervals.
+bundle's score tells known photos from others; shares with their 95 % Wilson intervals. Those of the
+shipped bundles are kept in benchmarks/quality/records.
 """
 
+import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -19,6 +21,7 @@ from rest_api.classifier import LoadedModel, load_model
 from rest_api.errors import RequestError
 from rest_api.settings import DEFAULT_MODEL
 from training import metrics
+from training.files import replacing
 from training.photos.inspect import PhotosError, files_in, labelled_files
 
 CONFIDENT = 0.9  # probability
@@ -103,12 +106,22 @@ def main() -> None:
         "--others", type=Path, nargs="+", default=[], metavar="DIR", help="photos of other things"
     )
     parser.add_argument("--model", type=Path, default=DEFAULT_MODEL, help="bundle (%(default)s)")
+    parser.add_argument("--output", type=Path, help="file that takes the figures, as JSON")
     args = parser.parse_args()
     try:
-        measured = list(rows(load_model(args.model), args.photos, args.others))
+        model = load_model(args.model)
+        measured = list(rows(model, args.photos, args.others))
     except (BundleError, PhotosError) as error:
         sys.exit(f"error: {error}")
     print_table(["measure", "photos", "figure", "95 % interval"], measured)
+    if args.output:
+        record = {
+            "version": model.bundle.version,
+            "sha256": model.bundle.manifest["files"]["litert"]["sha256"],
+            "figures": {name: figures for name, *figures in measured},
+        }
+        with replacing(args.output) as part:
+            part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -56,29 +56,32 @@ class _ArraysOnly(pickle.Unpickler):
         return super().find_class(module.replace("numpy.core", "numpy._core"), name)
 
 
-def read_batch(path: Path) -> Split:
-    """Read one official batch file.
+def read_batch(
+    path: Path, key: bytes = b"labels", classes: int = len(LABELS), advice: str = HELP
+) -> Split:
+    """Read one official batch file of CIFAR-10, or of CIFAR-100, whose labels have another `key`.
 
-    Returns images (N, 32, 32, 3) uint8 RGB and labels (N,) int64.
-    Raises DataError if the file is missing, truncated or something else.
+    Returns images (N, 32, 32, 3) uint8 RGB and labels (N,) int64. Raises DataError, with the
+    `advice`, if the file is missing, truncated or something else.
     """
     try:
         with path.open("rb") as file:
             batch = _ArraysOnly(file, encoding="bytes").load()
-        pixels, labels = np.asarray(batch[b"data"]), np.asarray(batch[b"labels"])
+        pixels, labels = np.asarray(batch[b"data"]), np.asarray(batch[key])
     except FileNotFoundError:
-        raise DataError(f"{path} is missing. {HELP}") from None
+        raise DataError(f"{path} is missing. {advice}") from None
     except (OSError, EOFError, pickle.UnpicklingError, KeyError, TypeError, ValueError) as error:
         raise DataError(
-            f"{path} is not a complete CIFAR-10 batch file ({error!r}). Download it again. {HELP}"
+            f"{path} is not a complete CIFAR-{classes} batch file ({error!r}). "
+            f"Download it again. {advice}"
         ) from error
     if pixels.shape != (len(labels), 3072) or pixels.dtype != np.uint8:
         raise DataError(
             f"{path} holds pixels of shape {pixels.shape} {pixels.dtype} for {len(labels)} labels, "
-            f"not ({len(labels)}, 3072) uint8. {HELP}"
+            f"not ({len(labels)}, 3072) uint8. {advice}"
         )
-    if not np.isin(labels, range(len(LABELS))).all():
-        raise DataError(f"{path} holds labels outside 0..9. {HELP}")
+    if not np.isin(labels, range(classes)).all():
+        raise DataError(f"{path} holds labels outside 0..{classes - 1}. {advice}")
     images = pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)  # stored as (N, C, H, W)
     return np.ascontiguousarray(images), labels.astype(np.int64)
 

@@ -1,4 +1,4 @@
-"""The two networks: the classic VGG family, and the fast VGG of airbench94.
+"""The networks: the classic VGG family, the fast VGG of airbench94 and the residual of airbench96.
 
 Both take RGB (N, H, W, 3) with values 0..255, uint8 or float, normalise inside, and return
 logits (N, classes) float32. Built of plain Keras layers, so a saved model needs no code of ours.
@@ -97,6 +97,42 @@ def fast_vgg(
     return keras.Model(inputs, logits, name="fast_vgg")
 
 
+def residual_vgg(
+    widths: Sequence[int] = (64, 128, 256),
+    *,
+    mean: Sequence[float] = CIFAR10_MEAN,
+    std: Sequence[float] = CIFAR10_STD,
+    classes: int = 10,
+) -> keras.Model:
+    """The network of airbench96 (Jordan 2024, arXiv:2404.00498) at other widths.
+
+    As `fast_vgg`, but each block has a third convolution, and a path around the last two.
+    """
+    inputs = keras.Input((None, None, 3))
+    x = _normalise(inputs, mean, std)
+    x = layers.Conv2D(24, 2, dtype="float32", name="whiten")(x)
+    x = gelu(layers.Identity()(x))  # (N, 31, 31, 24)
+
+    def convolution(x: Tensor, width: int, name: str) -> Tensor:
+        return layers.Conv2D(width, 3, padding="same", use_bias=False, name=name)(x)
+
+    def norm(x: Tensor) -> Tensor:
+        return BatchNorm(scale=False, momentum=0.9, epsilon=1e-5)(x)
+
+    for block, width in enumerate(widths, 1):
+        x = convolution(x, width, f"conv{block}a")
+        x = around = gelu(norm(layers.MaxPooling2D()(x)))  # sides 15, 7, 3
+        x = gelu(norm(convolution(x, width, f"conv{block}b")))
+        x = gelu(norm(convolution(x, width, f"conv{block}c")) + around)
+    x = layers.GlobalMaxPooling2D(name="features")(x)
+    like_torch = keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform")
+    head = layers.Dense(
+        classes, use_bias=False, kernel_initializer=like_torch, dtype="float32", name="head"
+    )
+    logits = layers.Rescaling(1 / 9, dtype="float32")(head(x))
+    return keras.Model(inputs, logits, name="residual_vgg")
+
+
 def gelu(x: Tensor) -> Tensor:
     """GELU in its sigmoid form, x * sigmoid(1.702 x) (Hendrycks & Gimpel, arXiv:1606.08415).
 
@@ -140,7 +176,7 @@ def initialise(
     whitening: bool = True,
     dirac: bool = True,
 ) -> None:
-    """Set the kernels of a `fast_vgg`: whitening from `images`, its convolutions to dirac."""
+    """Set the kernels of a `fast_vgg` or `residual_vgg`: whitening from `images`, then dirac."""
     if whitening:
         normalise, whiten = network.get_layer("normalise"), network.get_layer("whiten")
         mean, std = np.asarray(normalise.mean), np.asarray(normalise.variance) ** 0.5

@@ -29,7 +29,7 @@ from training.checkpoint import (
     save_checkpoint,
     versions,
 )
-from training.cifar10 import recipes
+from training.cifar10 import outliers, recipes
 from training.cifar10.data import LABELS, Split, load_cifar10, split_validation
 from training.cifar10.recipes import Recipe
 from training.files import replacing
@@ -43,21 +43,24 @@ def train(
     validation: Split | None,
     run: Path,
     *,
+    others: Split | None = None,
     seed: int = 0,
     epochs: float | None = None,
     started: float | None = None,
 ) -> tuple[keras.Model, TrainState]:
     """Train, or go on training, in the directory `run`; returns the network and its history.
 
-    Images are (N, 32, 32, 3) uint8, labels (N,) integers. All randomness is a function of the
+    Images are (N, 32, 32, 3) uint8, labels (N,) integers; the labels of `others`, images of none
+    of the ten classes, begin at 10. All randomness is a function of the
     seed and the epoch, so a run that was interrupted ends at the same figures as one that was
     not. `started` (time.perf_counter()) backdates the clock. Raises RunError.
     """
     started = time.perf_counter() if started is None else started
     images, labels = data
     epochs = recipe.epochs if epochs is None else epochs
+    drawn = min(round(recipe.outliers * len(images)), len(others[1])) if others else 0
     batch_size = min(recipe.batch_size, len(images))
-    steps_per_epoch = len(images) // batch_size
+    steps_per_epoch = (len(images) + drawn) // batch_size
     total_steps = steps_in(epochs, steps_per_epoch)
 
     network = build(recipe, images, seed, steps_per_epoch, epochs)
@@ -78,9 +81,14 @@ def train(
         image_size = image_size_of_epoch(recipe, epoch)
         if epoch == first or image_size != image_size_of_epoch(recipe, epoch - 1):
             network.make_train_function(force=True)  # one graph per image size: fixed shapes
-            resized = augment.resize(images, image_size)
+            size = images.shape[1] if recipe.augmentation.boxes else image_size  # boxes change it
+            known = augment.resize(images, size), labels
+            unknown = (augment.resize(others[0], size), others[1]) if others else None
+        shown = outliers.draw(known, unknown, drawn, epoch, seed) if unknown else known
         augmentation = augmentation_of_epoch(recipe, epoch, epochs)
-        batches = batches_of_epoch(resized, labels, augmentation, batch_size, epoch, seed)
+        batches = batches_of_epoch(
+            *shown, augmentation, batch_size, epoch, seed, image_size, network.output_shape[-1]
+        )
         bar.set_description(f"epoch {epoch + 1}/{ceil(epochs)}")
         figures = train_steps(network, islice(batches, total_steps - state.step), after_step, bar)
         if recipe.lookahead and state.step == total_steps:
@@ -152,20 +160,22 @@ def batches_of_epoch(
     batch_size: int,
     epoch: int,
     seed: int,
+    image_size: int = 32,
+    classes: int = len(LABELS),
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Augmented batches of one epoch, a function of seed and epoch alone.
 
-    Yields images (B, H, W, 3) and one-hot labels (B, 10) float32; a last, smaller batch
+    Yields images (B, H, W, 3) and one-hot labels (B, classes) float32; a last, smaller batch
     is left out.
     """
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(len(images))
     mirrored = augment.flips(len(images), augmentation, epoch, seed, rng)
-    one_hot = np.eye(len(LABELS), dtype=np.float32)
+    one_hot = np.eye(classes, dtype=np.float32)
     for start in range(0, len(order) - batch_size + 1, batch_size):
         chosen = order[start : start + batch_size]
         batch = augment.flip(images[chosen], mirrored[chosen])
-        yield augment.augment(batch, augmentation, rng), one_hot[labels[chosen]]
+        yield augment.augment(batch, augmentation, rng, image_size), one_hot[labels[chosen]]
 
 
 def image_size_of_epoch(recipe: Recipe, epoch: int) -> int:
@@ -195,7 +205,7 @@ def look_ahead(network: keras.Model, average: list[np.ndarray], done: float) -> 
 
 def validate(network: keras.Model, validation: Split) -> dict[str, float]:
     """Cross-entropy and accuracy on images that are not trained on."""
-    logits = predict(network, validation[0])
+    logits = predict(network, validation[0])[:, : len(LABELS)]
     loss = metrics.cross_entropy(metrics.softmax(logits), validation[1])
     return {
         "val_loss": round(loss, 5),
@@ -210,9 +220,9 @@ def predict(network: keras.Model, images: np.ndarray) -> np.ndarray:
 
 
 def predict_views(network: keras.Model, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Logits (N, classes) without and with test-time augmentation."""
+    """Logits (N, 10) of the ten classes, without and with test-time augmentation."""
     weights, views = zip(*metrics.views(images), strict=True)
-    logits = [predict(network, view) for view in views]
+    logits = [predict(network, view)[:, : len(LABELS)] for view in views]
     return logits[0], sum(w * each for w, each in zip(weights, logits, strict=True))
 
 
@@ -259,13 +269,14 @@ def run_recipe(
     final: bool = False,
     epochs: float | None = None,
     data: str | Path | None = None,
+    cifar100: str | Path | None = None,
     run: Path | None = None,
     started: float | None = None,
 ) -> dict[str, Any]:
     """Train, measure and write result.json, or read it where the run is finished.
 
-    `run` is its directory, runs/NAME-seedN[-final] by default; `data` that of CIFAR-10. Raises
-    DataError and RunError.
+    `run` is its directory, runs/NAME-seedN[-final] by default; `data` that of CIFAR-10, `cifar100`
+    that of CIFAR-100, for a recipe with outliers. Raises DataError and RunError.
     """
     run = run or directory(name, seed, final)
     if (run / RESULT).exists():
@@ -274,8 +285,18 @@ def run_recipe(
     validation = None
     if not final:
         trained_on, validation = split_validation(*trained_on)
+    others = None
+    if recipe.outliers:
+        others = outliers.outliers(outliers.load_cifar100(cifar100), seed)
     network, state = train(
-        recipe, trained_on, validation, run, seed=seed, epochs=epochs, started=started
+        recipe,
+        trained_on,
+        validation,
+        run,
+        others=others,
+        seed=seed,
+        epochs=epochs,
+        started=started,
     )
     evaluation = time.perf_counter()
     images, labels = validation or test

@@ -31,10 +31,10 @@ def predict() -> flask.Response:
     data = {"success": False}
     if flask.request.files.get("image"):
         image = Image.open(io.BytesIO(flask.request.files["image"].read()))
-        probabilities = model.predict(prepare_image(image, (32, 32)), verbose=0)[0]
+        probabilities, _ = model.predict(prepare_image(image, (32, 32)), verbose=0)
         data["predictions"] = [
             {"label": label, "probability": float(p)}
-            for label, p in zip(LABELS, probabilities, strict=True)
+            for label, p in zip(LABELS, probabilities[0], strict=True)
         ]
         data["success"] = True
     return flask.jsonify(data)

@@ -20,7 +20,9 @@ def load() -> Callable[[Image.Image], dict]:
     labels, side = manifest["labels"], manifest["input_size"]
     interpreter = Interpreter(str(BUNDLE / "model.int8.tflite"), num_threads=1)
     interpreter.allocate_tensors()
-    (into,), (out,) = interpreter.get_input_details(), interpreter.get_output_details()
+    (into,) = interpreter.get_input_details()
+    # The other output, with one dimension, is the OOD score.
+    (out,) = (each for each in interpreter.get_output_details() if len(each["shape"]) == 2)
 
     def classify(image: Image.Image) -> dict:
         pixels = np.asarray(image.convert("RGB").resize((side, side)), np.float32)

@@ -29,6 +29,7 @@ class Recipe:
     label_smoothing: float = 0.0
     lookahead: int = 0  # steps between two averagings of the weights; 0 for none
     resolution: Mapping[int, int] = field(default_factory=lambda: {0: 32})  # {from epoch: pixels}
+    outliers: float = 0.0  # images of none of the ten classes (outliers.py) for each of the ten
     dtype: str = "float32"  # or mixed_bfloat16: float32 variables, bfloat16 arithmetic
 
 

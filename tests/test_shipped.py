@@ -1,0 +1,80 @@
+"""What the shipped bundles say about photos, and what is said about them."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from rest_api.bundle import load_bundle
+from rest_api.classifier import LoadedModel, load_model
+from rest_api.settings import DEFAULT_MODEL
+from tests.support import FROG, ROOT, encode
+
+RECORDS = ROOT / "benchmarks" / "quality" / "records"
+
+
+@pytest.fixture(scope="module")
+def model() -> LoadedModel:
+    return load_model(DEFAULT_MODEL)
+
+
+def page_of_text(seed: int) -> Image.Image:
+    rng = np.random.default_rng(seed)
+    page = Image.new("RGB", (620, 877), "white")
+    draw = ImageDraw.Draw(page)
+    for y in range(40, 840, 14):
+        letters = rng.choice(list("abcdefghijklmnopqrstuvwxyz     "), 90)
+        draw.text((40, y), "".join(letters), "black")
+    return page
+
+
+def noise(seed: int) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        *(pytest.param(page_of_text(seed), id=f"page of text {seed}") for seed in range(2)),
+        *(pytest.param(noise(seed), id=f"noise {seed}") for seed in range(2)),
+        *(
+            pytest.param(Image.new("RGB", (320, 240), colour), id=colour)
+            for colour in ("white", "black", "grey", "crimson", "royalblue", "seagreen", "gold")
+        ),
+    ],
+)
+def test_picture_of_no_thing_is_none_of_these(model, image):
+    prediction = model.classify(encode(image))
+    assert prediction.none_of_these
+    assert prediction.uncertain
+
+
+def test_frog_is_answered(model):
+    prediction = model.classify(FROG.read_bytes(), top=1)
+    assert not prediction.none_of_these
+    assert not prediction.uncertain
+    assert prediction.classes[0][0] == "frog"
+
+
+def test_8_bit_networks_stay_small_and_only_the_default_has_its_keras_file():
+    bundles = [path.parent for path in DEFAULT_MODEL.parent.glob("*/model.json")]
+    assert len(bundles) == 3
+    for bundle in bundles:
+        assert (bundle / "model.int8.tflite").stat().st_size <= 2.6e6
+        assert (bundle / "model.keras").exists() == (bundle == DEFAULT_MODEL)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar10-fast94"])
+def test_recorded_figures_are_of_the_bundle_that_is_shipped(name):
+    manifest = load_bundle(DEFAULT_MODEL.with_name(name)).manifest
+    record = json.loads((RECORDS / f"{name}-photos.json").read_text())
+    assert record["version"] == manifest["version"]
+    assert record["sha256"] == manifest["files"]["litert"]["sha256"]
+
+
+def test_shipped_bundle_is_of_the_recorded_run():
+    record = json.loads((ROOT / "benchmarks/training/records/street-seed0-final.json").read_text())
+    training = load_bundle(DEFAULT_MODEL).manifest["training"]
+    assert training == {key: value for key, value in record.items() if key != "versions"}
