@@ -108,7 +108,8 @@ def random_box(
     n, full = len(images), images.shape[1]
     margin = full // 2
     padded = np.pad(images, ((0, 0), (margin, margin), (margin, margin), (0, 0)), "reflect")
-    side = full * np.exp(rng.uniform(*np.log(augmentation.zoom), n))
+    low, high = np.log(augmentation.zoom)
+    side = full * np.exp(rng.uniform(low, high, n))
     stretch = np.exp(rng.uniform(-1, 1, n) * np.log(augmentation.aspect) / 2)
     box = np.minimum(np.stack([side * stretch, side / stretch], 1), full + margin)  # (N, 2): w, h
     moved = rng.uniform(-1, 1, (n, 2)) * (abs(full - box) / 2 + augmentation.crop)

@@ -83,7 +83,8 @@ def draw(known: Split, others: Split, n: int, epoch: int, seed: int) -> Split:
     """The images and labels of an epoch: all known ones, then n of the others, drawn anew."""
     rng = np.random.default_rng([seed, 0x0DD, epoch])
     drawn = rng.permutation(len(others[1]))[:n]
-    return tuple(np.concatenate([a, b[drawn]]) for a, b in zip(known, others, strict=True))
+    images, labels = (np.concatenate([a, b[drawn]]) for a, b in zip(known, others, strict=True))
+    return images, labels
 
 
 def make(n: int, images: np.ndarray, seed: int) -> np.ndarray:
