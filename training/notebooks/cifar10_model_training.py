@@ -175,7 +175,7 @@ pd.DataFrame.from_dict(
 _, (images, labels) = load_cifar10()
 models = {
     "classic": load_model("rest_api/assets/cifar10-classic"),
-    "fast94": load_model("rest_api/assets/cifar10"),
+    "fast94": load_model("rest_api/assets/cifar10-fast94"),
 }
 probabilities = {
     name: in_batches(model.predict, images).probabilities for name, model in models.items()
