@@ -92,6 +92,7 @@ def with_others(data, tmp_path_factory):
     return network, load_bundle(folder)
 
 
+@pytest.mark.slow
 def test_outputs_beyond_the_ten_classes_become_the_log_odds(with_others, data):
     network, bundle = with_others
     logits = np.asarray(network(data[0]), np.float64)

@@ -187,6 +187,7 @@ def test_run_of_an_unknown_recipe_is_named(tmp_path):
         train.load_network(tmp_path)
 
 
+@pytest.mark.slow
 def test_training_learns_a_separable_task(quick, tmp_path):
     """Brightness tells the class."""
     labels = np.arange(256) % 2

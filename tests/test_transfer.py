@@ -190,6 +190,7 @@ def test_few_photos_score_no_lower_than_new_ones_of_their_classes():
     assert np.mean(ood >= np.quantile(unseen, 0.05)) < 0.1
 
 
+@pytest.mark.slow
 def test_heads_side_by_side_keep_each_its_own_penalty():
     rng = np.random.default_rng(0)
     class_ids = np.arange(1000) % 3
@@ -211,6 +212,7 @@ def test_tuning_takes_images_a_little_smaller_than_those_served():
     assert [tuning.tuning_size(size) for size in (32, 224, 256, 299)] == [32, 192, 224, 256]
 
 
+@pytest.mark.slow
 def test_classes_are_learnt_and_figures_reported(result):
     figures, folder = result
     assert figures["accuracy"] > 0.8
@@ -223,6 +225,7 @@ def test_classes_are_learnt_and_figures_reported(result):
     assert manifest["accuracy"]["images"] == figures["test_photos"]
 
 
+@pytest.mark.slow
 def test_bundle_is_served_with_nothing_else_to_do(result):
     _, folder = result
     client = create_app(Settings(models=(folder / "bundle",))).test_client()
@@ -233,6 +236,7 @@ def test_bundle_is_served_with_nothing_else_to_do(result):
     assert client.get("/models").get_json()["models"][0]["ood"]["score"] == "mahalanobis"
 
 
+@pytest.mark.slow
 def test_all_formats_and_the_saved_model_agree(result):
     import tensorflow as tf
 
@@ -249,6 +253,7 @@ def test_all_formats_and_the_saved_model_agree(result):
     np.testing.assert_allclose(scores, reference.scores, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_report_is_one_page_that_needs_no_other_file(result):
     _, folder = result
     page = next(folder.glob("runs/report-bundle/report.html")).read_text()
@@ -293,6 +298,7 @@ def test_features_of_served_views_are_those_of_what_the_server_shows(photos, tmp
     np.testing.assert_allclose(task.served_features(some), expected, atol=2e-3)  # kept as float16
 
 
+@pytest.mark.slow
 def test_both_thresholds_are_fitted_on_the_mean_over_views(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(transfer, "load_backbone", small_backbone)
     bundle = tmp_path / "bundle"
@@ -343,6 +349,7 @@ def arrays_of(checkpoint: Path) -> dict[str, np.ndarray]:
         return {name: stored[name] for name in stored.files if name.startswith("weights/")}
 
 
+@pytest.mark.slow
 def test_interrupted_tuning_ends_at_the_same_weights(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(tuning, "EPOCHS", 3)
     saved = []
@@ -399,6 +406,7 @@ def test_early_stopping_ends_at_the_best_epoch(photos, tmp_path, monkeypatch):
         np.testing.assert_array_equal(value, expected)
 
 
+@pytest.mark.slow
 def test_final_network_is_trained_on_the_validation_photos_too(photos, tmp_path, monkeypatch):
     task, shown = task_of(photos, tmp_path, fine_tune=False), []
 
@@ -466,6 +474,7 @@ def test_command_says_what_to_serve_in_shell_words(monkeypatch, capsys):
     assert capsys.readouterr().out.endswith("--model 'my bundles/cats'\n")
 
 
+@pytest.mark.slow
 def test_unusable_input_is_refused_in_one_line(photos, tmp_path):
     (tmp_path / "only").mkdir()
     assert "it holds only 'only'" in error_of("training.transfer", tmp_path)
