@@ -18,7 +18,7 @@ FILES = {
 
 
 def statements(node: ast.AST, in_functions: bool) -> Iterator[ast.Import | ast.ImportFrom]:
-    """The import statements of a module, those in its functions too where that is asked for."""
+    """The import statements of a module, optionally those inside its functions as well."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.Import | ast.ImportFrom):
             yield child

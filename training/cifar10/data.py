@@ -95,15 +95,19 @@ def load_cifar10(directory: str | Path | None = None) -> tuple[Split, Split]:
     directory = directory or os.environ.get("CIFAR10_DIR")
     if directory is None:
         return _download()
-    folder = Path(directory)
-    if (folder / "cifar-10-batches-py").is_dir():
-        folder /= "cifar-10-batches-py"
+    folder = folder_in(directory, "cifar-10-batches-py")
     if not folder.is_dir():
         raise DataError(f"{folder} is not a directory. {HELP}")
     train, test = (
         [read_batch(folder / name) for name in names] for names in (TRAIN_FILES, TEST_FILES)
     )
     return _concatenate(train), _concatenate(test)
+
+
+def folder_in(directory: str | Path, name: str) -> Path:
+    """The folder `name` in a directory, or the directory itself where it holds none."""
+    folder = Path(directory) / name
+    return folder if folder.is_dir() else Path(directory)
 
 
 def _concatenate(batches: list[Split]) -> Split:

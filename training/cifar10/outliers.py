@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from training.cifar10.data import LABELS, DataError, Split, read_batch
+from training.cifar10.data import LABELS, DataError, Split, folder_in, read_batch
 
 SIDE = 32  # pixels
 CIFAR100_CLASSES = 100
@@ -38,10 +38,8 @@ def load_cifar100(directory: str | Path | None = None) -> Split:
     directory = directory or os.environ.get("CIFAR100_DIR")
     if directory is None:
         return _download()
-    folder = Path(directory)
-    if (folder / "cifar-100-python").is_dir():
-        folder /= "cifar-100-python"
-    return read_batch(folder / "train", b"fine_labels", CIFAR100_CLASSES, HELP)
+    train = folder_in(directory, "cifar-100-python") / "train"
+    return read_batch(train, b"fine_labels", CIFAR100_CLASSES, HELP)
 
 
 def _download() -> Split:
@@ -69,7 +67,7 @@ def held_out(images: np.ndarray, labels: np.ndarray) -> Split:
 def outliers(cifar100: Split, seed: int = 0) -> Split:
     """The images to train on as none of the ten classes, and their classes from 10 on.
 
-    To five of CIFAR-100's images comes one that is made.
+    One made image is added for every five of CIFAR-100's.
     """
     images, labels = shown(*cifar100)
     made = make(len(images) // 5, images, seed)
@@ -88,7 +86,7 @@ def draw(known: Split, others: Split, n: int, epoch: int, seed: int) -> Split:
 
 
 def make(n: int, images: np.ndarray, seed: int) -> np.ndarray:
-    """Make n images (n, 32, 32, 3) uint8 of no thing, of each kind as many.
+    """Make n images (n, 32, 32, 3) uint8 that show no object, equally many of each kind.
 
     `images` (N, 32, 32, 3) uint8 give the patches of collages.
     """

@@ -3,7 +3,9 @@
 Evidence: 94.98 % of the test images with test-time augmentation, 93.87 % without, after
 67.5 minutes on 2 CPU cores (AMD EPYC, 2026-11-25) beside other work, all included; n=1, seed 0. The
 mean of two views of 400 real photos, 8-bit: 89.0 % (95 % interval 85.6 to 91.7), no more than
-`fast94` has, but of 3,170 photos of other things 25.0 % are answered, not 54.9 %.
+`fast94` has, but of 3,170 photos of other things 25.0 % are answered, not 54.9 %. That run drew its
+outliers in another random order and made 4,500 images, not 4,680: this code trains a like network,
+not the same one.
 
     python -m training.train street --final --outliers DIR
 """
