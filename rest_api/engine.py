@@ -120,7 +120,11 @@ def _litert(content: bytes, bundle: Bundle, threads: int) -> Predict:
 
 @contextlib.contextmanager
 def silent_stderr() -> Iterator[None]:
-    """Keep LiteRT's native code from writing that it uses XNNPACK; it has no switch for that."""
+    """Keep native code from writing to stderr, whatever the log level; errors are exceptions.
+
+    LiteRT tells that it uses XNNPACK, TensorFlow that it finds no GPU. Both write to the file
+    descriptor, not to sys.stderr.
+    """
     kept = os.dup(2)
     with open(os.devnull, "w") as nothing:  # noqa: PTH123
         os.dup2(nothing.fileno(), 2)
@@ -132,8 +136,11 @@ def silent_stderr() -> Iterator[None]:
 
 
 def _keras(content: bytes, bundle: Bundle) -> Predict:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
-        keras, tf = importlib.import_module("keras"), importlib.import_module("tensorflow")
+        with silent_stderr():
+            keras, tf = importlib.import_module("keras"), importlib.import_module("tensorflow")
+            tf.config.list_logical_devices()  # looks for GPUs now, not in the first call
     except ImportError as error:
         raise BundleError(
             "The engine 'keras' needs TensorFlow: pip install -r requirements.txt."

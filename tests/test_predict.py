@@ -93,6 +93,13 @@ def test_standard_input_is_read():
     assert done.returncode == 0
 
 
+@pytest.mark.slow
+def test_keras_writes_nothing_to_stderr_either():
+    done = run(FROG, "--engine", "keras", "--top", "1")
+    assert done.stdout.decode().startswith(f"{FROG}  frog 9")
+    assert done.stderr == b""
+
+
 @pytest.mark.parametrize("form", ["csv", "json"])
 def test_interrupted_run_goes_on_after_its_last_whole_line(folder, tmp_path, form):
     (folder / "notes.txt").unlink()

@@ -26,11 +26,7 @@ def import_keras() -> None:
     Commands call this once their arguments are read, so that --help takes no time.
     """
     check_installed()
-    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)  # TensorFlow writes to the descriptor, not to sys.stderr
+    from rest_api.engine import silent_stderr
+
+    with silent_stderr():
         import keras  # noqa: F401
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
-        os.close(nowhere)
