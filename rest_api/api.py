@@ -94,7 +94,7 @@ def predict() -> Response:
     """Classify one image, or several.
 
     One image is answered by its predictions, several files in the form field `image` by a result
-    for each, in their order: an image that cannot be read spoils its own result alone.
+    for each, in their order: an unreadable image affects only its own result.
     """
     app = this_app()
     # The proxy would look the request up at each use.

@@ -81,7 +81,7 @@ def with_telemetry(wsgi: WSGIApplication) -> WSGIApplication:
 
 @cache
 def series(metric: Counter | Histogram, *labels: Any) -> Any:
-    """A metric's series of some labels, found sooner than by the metric itself."""
+    """A metric's series of some labels, found faster than by the metric itself."""
     return metric.labels(*labels)
 
 

@@ -2,8 +2,8 @@
 
 Each server is a process of its own on this machine, loaded by wrk (`apt install wrk`; one thread)
 with the form that curl sends. All are measured in turn, round after round, so that a slow minute
-of the machine spoils no comparison: ratios are taken within a round, and reported are their median
-and spread. DIR holds a virtual environment for each of benchmarks/serving/rivals/*.txt, as
+of the machine affects all alike: ratios are taken within a round, and their median and spread are
+reported. DIR holds a virtual environment for each of benchmarks/serving/rivals/*.txt, as
 `make bench` makes them; servers whose environment is missing are left out.
 
 Writes benchmarks/serving/README.md and images/serving.png. --short takes one round at 16
