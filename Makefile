@@ -46,11 +46,11 @@ bench: .venv/test $(RIVALS:benchmarks/serving/rivals/%.txt=.bench/%/done) ## mea
 	.venv/bin/python -m pip uninstall -qq --yes setuptools
 	touch $@
 
-.venv/test: requirements.txt rest_api/requirements.txt training/requirements.txt tests/requirements.txt deploy/requirements.txt | .venv/bin/python
+.venv/test: requirements.txt rest_api/requirements.txt training/requirements.txt tests/requirements.txt deploy/requirements.txt examples/requirements.txt | .venv/bin/python
 	@.venv/bin/python -c "import sys; sys.exit(sys.version_info >= (3, 14) and \
 	'TensorFlow has no release for this Python yet; training and the tests need 3.11, 3.12 or 3.13: ' \
 	'rm -r .venv, then make PYTHON=python3.13 $(MAKECMDGOALS)')"
-	$(PIP) -r requirements.txt -r deploy/requirements.txt
+	$(PIP) -r requirements.txt -r deploy/requirements.txt -r examples/requirements.txt
 	touch $@ .venv/serve
 
 .venv/bin/python:

@@ -13,6 +13,7 @@ import re
 import shlex
 import statistics
 import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -134,7 +135,7 @@ def check(command: list[str]) -> None:
         case ["docker", "run", *words]:  # the name of the image, then options of the server
             image = next(i for i, word in enumerate(words) if word in IMAGES)
             parser_of("rest_api.app").parse_args(words[image + 1 :])
-        case ["kubectl", "apply", "-f", file]:
+        case ["kubectl", "apply", "-f", file] | ["streamlit", "run", file]:
             assert (ROOT / file).exists()
         case ["curl", *words]:
             adapter = create_app().url_map.bind("localhost")
@@ -287,13 +288,26 @@ def test_shown_error_is_the_true_one(client):
     assert post(client, FROG.read_bytes(), "?top=0").get_json() == shown
 
 
-def test_shown_python_runs(client, monkeypatch, capsys):
-    def post_to_client(url: str, files: dict) -> SimpleNamespace:
+@pytest.mark.parametrize("page", ["docs/api.md", "docs/clients.md"])
+def test_shown_python_runs(page, client, monkeypatch, capsys):
+    def post_to_client(url: str, files: dict, timeout: float = 0) -> SimpleNamespace:
         return SimpleNamespace(json=client.post(urlsplit(url).path, data=files).get_json)
+
+    class Gradio:  # is not installed: shows what the function that it is given says
+        Image = Label = staticmethod(lambda **_: None)
+
+        def __init__(self, function, *_):
+            print(function(str(FROG)))
+
+        def launch(self):
+            print("launched")
+
+        Interface = classmethod(lambda cls, *arguments: cls(*arguments))
 
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(requests, "post", post_to_client)
-    for block in blocks_in(TEXTS["docs/api.md"], "python"):
+    monkeypatch.setitem(sys.modules, "gradio", Gradio)
+    for block in blocks_in(TEXTS[page], "python"):
         exec(block, {})  # noqa: S102
         assert "frog" in capsys.readouterr().out
 
