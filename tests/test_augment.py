@@ -22,8 +22,9 @@ def test_flip_mirrors_only_the_chosen_images(images):
     np.testing.assert_array_equal(flipped[1], images[1])
 
 
-def test_alternating_flip_shows_each_image_both_ways_in_two_epochs():
-    first, second, third = (augment.alternating_flips(1000, epoch, seed=3) for epoch in range(3))
+def test_alternating_flip_shows_each_image_both_ways_in_two_epochs(rng):
+    alternating = Augmentation(flip="alternating")
+    first, second, third = (augment.flips(1000, alternating, epoch, 3, rng) for epoch in range(3))
     np.testing.assert_array_equal(first, ~second)
     np.testing.assert_array_equal(first, third)
     assert 400 < first.sum() < 600

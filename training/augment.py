@@ -3,6 +3,7 @@
 `python -m benchmarks.training.input_pipeline` measures each step against the training step.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -40,15 +41,6 @@ def flip(images: np.ndarray, chosen: np.ndarray) -> np.ndarray:
 def random_flips(n: int, rng: np.random.Generator) -> np.ndarray:
     """Each image with probability one half, anew every epoch: (n,) bool."""
     return rng.random(n) < 0.5
-
-
-def alternating_flips(n: int, epoch: int, seed: int) -> np.ndarray:
-    """A random half in even epochs, the other half in odd ones: (n,) bool.
-
-    Every pair of epochs shows each image both ways, where independent flips repeat half of them
-    (Jordan 2024, arXiv:2404.00498, section 3.6).
-    """
-    return random_flips(n, np.random.default_rng([seed, 0xF11B])) ^ (epoch % 2 == 1)
 
 
 def random_crop(images: np.ndarray, pixels: int, rng: np.random.Generator) -> np.ndarray:
@@ -119,13 +111,7 @@ def random_box(
     moved = np.where(unzoomed, whole, moved)
     start = np.clip((full - box) / 2 + margin + moved, 0, full + 2 * margin - box)
     corners = np.concatenate([start, start + box], 1).tolist()  # left, top, right, bottom
-    size, bilinear = (image_size, image_size), Image.Resampling.BILINEAR
-    pictures = [Image.fromarray(image) for image in padded]
-    boxes = [
-        np.asarray(picture.resize(size, bilinear, each))
-        for picture, each in zip(pictures, corners, strict=True)
-    ]
-    return np.stack(boxes)
+    return resize(padded, image_size, corners)
 
 
 def random_light(images: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
@@ -145,12 +131,14 @@ def random_light(images: np.ndarray, strength: float, rng: np.random.Generator) 
     return np.clip(changed, 0, 255, out=changed).reshape(images.shape)
 
 
-def resize(images: np.ndarray, image_size: int) -> np.ndarray:
-    """Resize uint8 images to `image_size` pixels each way, bilinear and anti-aliased."""
+def resize(images: np.ndarray, image_size: int, boxes: Sequence | None = None) -> np.ndarray:
+    """Resize uint8 images, or a box (left, top, right, bottom) of each, to `image_size` pixels each
+    way, bilinear and anti-aliased."""
     size, bilinear = (image_size, image_size), Image.Resampling.BILINEAR
-    if images.shape[1:3] == size:
+    if boxes is None and images.shape[1:3] == size:
         return images
-    return np.stack([np.asarray(Image.fromarray(image).resize(size, bilinear)) for image in images])
+    pairs = zip(map(Image.fromarray, images), boxes or [None] * len(images), strict=True)
+    return np.stack([np.asarray(picture.resize(size, bilinear, box)) for picture, box in pairs])
 
 
 def augment(
@@ -176,9 +164,13 @@ def augment(
 def flips(
     n: int, augmentation: Augmentation, epoch: int, seed: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Which of a data set's n images to mirror in this epoch: (n,) bool."""
+    """Which of a data set's n images to mirror in this epoch: (n,) bool.
+
+    "alternating" mirrors a random half in even epochs, the other half in odd ones: two epochs show
+    each image both ways, where independent flips repeat half (Jordan 2024, arXiv:2404.00498, 3.6).
+    """
     if augmentation.flip == "alternating":
-        return alternating_flips(n, epoch, seed)
+        return random_flips(n, np.random.default_rng([seed, 0xF11B])) ^ (epoch % 2 == 1)
     if augmentation.flip == "random":
         return random_flips(n, rng)
     return np.zeros(n, bool)
