@@ -4,11 +4,12 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
 from matplotlib import font_manager
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
 from matplotlib.ticker import LogLocator
@@ -79,6 +80,36 @@ def glyphs(font: str) -> set[str]:
     return {chr(code) for code in FT2Font(font).get_charmap()}
 
 
+def grid(
+    count: int, columns: int, width: float, height: float, share: bool = False
+) -> tuple[Figure, list[Axes]]:
+    """A figure with `count` panels of that size in inches, which may `share` their axes."""
+    rows = -(-count // columns)
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, sharex=share, sharey=share, squeeze=False).ravel()
+    for axes in panels[count:]:
+        axes.remove()
+    return figure, panels[:count].tolist()
+
+
+def log_x_axis(axes: Axes, ticks: Sequence[float]) -> None:
+    """Make the x axis logarithmic, with these ticks alone."""
+    axes.set_xscale("log")
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_xticks([], minor=True)
+
+
+def progress(
+    axes: Axes, x: Sequence[float], history: Sequence[dict], key: str, scale: float, **style: Any
+) -> None:
+    """Draw a figure of training, dashed, and of validation, solid, where it was measured."""
+    looks = (key, "training", BLUE, "--"), (f"val_{key}", "validation", ORANGE, "-")
+    for column, label, colour, line in looks:
+        if column in history[0]:
+            values = [scale * row[column] for row in history]
+            axes.plot(x, values, line, color=colour, label=label, **style)
+
+
 def curves(history: Sequence[dict], title: str) -> Figure:
     """Loss and accuracy over wall-clock time, a dot an epoch.
 
@@ -86,23 +117,11 @@ def curves(history: Sequence[dict], title: str) -> Figure:
     above, and early on its accuracy below, what the validation images show.
     """
     minutes = [row["seconds"] / 60 for row in history]
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    figure.suptitle(title)
-    panels = zip(
-        figure.subplots(1, 2),
-        ("accuracy", "loss"),
-        ("accuracy (%)", "cross-entropy (nats)"),
-        (100, 1),
-        strict=True,
-    )
-    for axes, key, label, scale in panels:
-        for prefix, name, colour, line in (
-            ("", "training, augmented", BLUE, "--"),
-            ("val_", "validation", ORANGE, "-"),
-        ):
-            if prefix + key in history[0]:
-                values = [row[prefix + key] * scale for row in history]
-                axes.plot(minutes, values, line, color=colour, label=name, marker="o", ms=4)
+    figure, (left, right) = grid(2, 2, 4.5, 3.6)
+    figure.suptitle(f"{title} (training: on augmented images)")
+    progress(left, minutes, history, "accuracy", 100, marker="o", ms=4)
+    progress(right, minutes, history, "loss", 1, marker="o", ms=4)
+    for axes, label in (left, "accuracy (%)"), (right, "cross-entropy (nats)"):
         axes.set(xlabel="wall-clock time (minutes)", ylabel=label, xlim=(0, None))
         axes.legend()
     return figure
@@ -110,8 +129,7 @@ def curves(history: Sequence[dict], title: str) -> Figure:
 
 def confusion(matrix: np.ndarray, labels: Sequence[str]) -> Figure:
     """A confusion matrix with its counts; rows are the true classes."""
-    figure = Figure(figsize=(7.2, 6.4), layout="constrained")
-    axes = figure.subplots()
+    figure, (axes,) = grid(1, 1, 7.2, 6.4)
     share = matrix / matrix.sum(1, keepdims=True).clip(1)
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     for (row, column), count in np.ndenumerate(matrix):
@@ -145,20 +163,11 @@ def reliability(bins: Mapping[str, np.ndarray]) -> Figure:
 
 def against_epochs(histories: Mapping[str, Sequence[dict]], columns: int = 3) -> Figure:
     """Training and validation accuracy by epoch: a panel for each named history."""
-    rows = -(-len(histories) // columns)
-    figure = Figure(figsize=(3.6 * columns, 3.2 * rows), layout="constrained")
-    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
-    for axes, (name, history) in zip(panels, histories.items(), strict=False):
-        epochs = [row["epoch"] for row in history]
-        for key, label, colour, line in (
-            ("accuracy", "training", BLUE, "--"),
-            ("val_accuracy", "validation", ORANGE, "-"),
-        ):
-            axes.plot(epochs, [row[key] * 100 for row in history], line, color=colour, label=label)
+    figure, panels = grid(len(histories), columns, 3.6, 3.2, share=True)
+    for axes, (name, history) in zip(panels, histories.items(), strict=True):
+        progress(axes, [row["epoch"] for row in history], history, "accuracy", 100)
         axes.set_title(name, fontsize=12)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-    for axes in panels[len(histories) :]:
-        axes.remove()
+        axes.locator_params("x", integer=True)
     figure.supxlabel("epoch")
     figure.supylabel("accuracy (%)")
     panels[0].legend(loc="lower right")
@@ -170,8 +179,7 @@ def dots(values: Mapping[str, float], reference: str, spread: float, label: str)
 
     The grey band, `spread` each way, is the reference's standard error.
     """
-    figure = Figure(figsize=(7.2, 0.5 * len(values) + 1), layout="constrained")
-    axes = figure.subplots()
+    figure, (axes,) = grid(1, 1, 7.2, 0.5 * len(values) + 1)
     middle = 100 * values[reference]
     axes.axvspan(middle - 100 * spread, middle + 100 * spread, color=GREY, alpha=0.25, lw=0)
     axes.axvline(middle, color="black", lw=1)
@@ -187,12 +195,9 @@ def dots(values: Mapping[str, float], reference: str, spread: float, label: str)
 
 def pictures(images: np.ndarray, titles: Sequence[str], columns: int = 8) -> Figure:
     """A grid of images (N, H, W, 3), values 0..255, each under its title."""
-    rows = -(-len(images) // columns)
-    figure = Figure(figsize=(1.25 * columns, 1.5 * rows), layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes in panels:
+    figure, panels = grid(len(images), columns, 1.25, 1.5)
+    for axes, image, title in zip(panels, images, legible(titles), strict=True):
         axes.axis("off")
-    for axes, image, title in zip(panels, images, legible(titles), strict=False):
         axes.imshow(image.astype(np.uint8), interpolation="nearest")
         axes.set_title(title, fontsize=9)
     return figure
@@ -203,20 +208,18 @@ def race(histories: Mapping[str, Sequence[Sequence[dict]]]) -> Figure:
 
     `histories` has one for each seed: a faint line each, a bold one for their mean.
     """
-    figure = Figure(figsize=(8, 4.4), layout="constrained")
-    axes = figure.subplots()
-    means = {}
-    for (name, seeds), colour, marker in zip(
-        histories.items(), (BLUE, ORANGE, GREEN), "osD", strict=False
-    ):
+    figure, (axes,) = grid(1, 1, 8, 4.4)
+    best = max(
+        histories, key=lambda name: np.mean([h[-1]["val_accuracy"] for h in histories[name]])
+    )
+    looks = zip(histories.items(), (BLUE, ORANGE, GREEN), "osD", strict=False)
+    for (name, seeds), colour, marker in looks:
         rows = [[(row["seconds"] / 60, row["val_accuracy"] * 100) for row in h] for h in seeds]
         minutes, percent = np.array(rows).transpose(2, 1, 0)  # each (epochs, seeds)
         axes.plot(minutes, percent, color=colour, lw=1, alpha=0.4)
-        means[name] = minutes.mean(1), percent.mean(1), colour
-        axes.plot(*means[name][:2], color=colour, marker=marker, ms=4)
-    best = max(means, key=lambda name: means[name][1][-1])
-    for name, (minutes, percent, colour) in means.items():
-        mean = f", mean of {len(histories[name])}" if len(histories[name]) > 1 else ""
+        minutes, percent = minutes.mean(1), percent.mean(1)
+        axes.plot(minutes, percent, color=colour, marker=marker, ms=4)
+        mean = f", mean of {len(seeds)}" if len(seeds) > 1 else ""
         axes.annotate(
             f"{name}: {percent[-1]:.1f} % in {minutes[-1]:.0f} minutes{mean}",
             (minutes[-1], percent[-1]),
@@ -226,10 +229,7 @@ def race(histories: Mapping[str, Sequence[Sequence[dict]]]) -> Figure:
             ha="right",
             arrowprops=None if name == best else {"arrowstyle": "-", "color": colour, "alpha": 0.5},
         )
-    axes.set_xscale("log")
-    ticks = [1, 2, 5, 10, 20, 50, 100]
-    axes.set_xticks(ticks, [str(tick) for tick in ticks])
-    axes.set_xticks([], minor=True)
+    log_x_axis(axes, [1, 2, 5, 10, 20, 50, 100])
     axes.set(xlabel="wall-clock time on 2 CPU cores (minutes, log scale)")
     axes.set(ylabel="validation accuracy (%)", ylim=(40, 100))
     return figure
@@ -256,8 +256,7 @@ def accuracy_coverage(scores: np.ndarray, correct: np.ndarray) -> Figure:
     """Selective accuracy against coverage, by falling score (N,); `correct` is (N,) bool."""
     kept = np.arange(1, len(scores) + 1)
     accuracy = correct[np.argsort(-scores)].cumsum() / kept
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
+    figure, (axes,) = grid(1, 1, 6, 4)
     axes.plot(100 * kept / len(scores), 100 * accuracy, color=BLUE)
     axes.axvline(95, color=GREY, linestyle=":", label="where the threshold is set")
     low = 100 * accuracy[len(scores) // 10 :].min()
@@ -268,13 +267,10 @@ def accuracy_coverage(scores: np.ndarray, correct: np.ndarray) -> Figure:
 
 def scatter(points: np.ndarray, class_ids: np.ndarray, labels: Sequence[str]) -> Figure:
     """Points (N, 2), each in the colour and with the marker of its class."""
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.subplots()
-    for class_id, (label, marker) in enumerate(
-        zip(legible(labels), cycle("osD^vPX*"), strict=False)
-    ):
+    figure, (axes,) = grid(1, 1, 8, 5)
+    looks = zip(legible(labels), cycle(MANY), cycle("osD^vPX*"), strict=False)
+    for class_id, (label, colour, marker) in enumerate(looks):
         x, y = points[class_ids == class_id].T
-        colour = MANY[class_id % len(MANY)]
         axes.scatter(x, y, 22, colour, marker=marker, label=label, alpha=0.7, lw=0)
     axes.set(xlabel="first principal component", ylabel="second principal component")
     figure.legend(loc="outside right upper")
@@ -283,15 +279,12 @@ def scatter(points: np.ndarray, class_ids: np.ndarray, labels: Sequence[str]) ->
 
 def growth(accuracies: Mapping[int, float]) -> Figure:
     """Validation accuracy (0..1) by the number of training photos of each class."""
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
+    figure, (axes,) = grid(1, 1, 7, 4)
     counts, percent = list(accuracies), [100 * value for value in accuracies.values()]
     axes.plot(counts, percent, color=BLUE, marker="o")
     for count, value in zip(counts, percent, strict=True):
         axes.annotate(f"{value:.0f}", (count, value), (0, 8), textcoords="offset points")
-    axes.set_xscale("log")
-    axes.set_xticks(counts, [str(count) for count in counts])
-    axes.set_xticks([], minor=True)
+    log_x_axis(axes, counts)
     axes.set(xlabel="training photos of each class (log scale)", ylabel="validation accuracy (%)")
     axes.margins(y=0.15)
     return figure
@@ -299,11 +292,9 @@ def growth(accuracies: Mapping[int, float]) -> Figure:
 
 def costs(values: Mapping[str, float], label: str) -> Figure:
     """Horizontal bars on a log scale, each with its value."""
-    figure = Figure(figsize=(7.2, 0.5 * len(values) + 1), layout="constrained")
-    axes = figure.subplots()
-    axes.bar_label(
-        axes.barh(list(values), list(values.values()), color=BLUE), fmt="%.1f", padding=4
-    )
+    figure, (axes,) = grid(1, 1, 7.2, 0.5 * len(values) + 1)
+    bars = axes.barh(list(values), list(values.values()), color=BLUE)
+    axes.bar_label(bars, fmt="%.1f", padding=4)
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")

@@ -85,16 +85,13 @@ def by_workers() -> tuple[list[float], Lines]:
 
 def draw(x: Sequence[float], lines: Lines, x_label: str, y_label: str) -> "Figure":
     """A line for each name, on log scales; what hardly varies, on a linear one from zero."""
-    from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullFormatter
 
     from training import plots
 
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    for (name, y), colour, marker in zip(
-        lines.items(), (plots.BLUE, plots.ORANGE), "os", strict=False
-    ):
+    figure, (axes,) = plots.grid(1, 1, 7, 4)
+    looks = zip(lines.items(), (plots.BLUE, plots.ORANGE), "os", strict=False)
+    for (name, y), colour, marker in looks:
         axes.plot(x, y, color=colour, marker=marker, label=name)
     values = [value for y in lines.values() for value in y]
     if max(values) > 3 * min(values):
@@ -105,9 +102,7 @@ def draw(x: Sequence[float], lines: Lines, x_label: str, y_label: str) -> "Figur
         y_label += ", log scale"
     else:
         axes.set_ylim(0, 1.3 * max(values))
-    axes.set_xscale("log")
-    axes.set_xticks(x, [f"{value:g}" for value in x])
-    axes.set_xticks([], minor=True)
+    plots.log_x_axis(axes, x)
     axes.set(xlabel=f"{x_label}, log scale", ylabel=y_label)
     axes.legend()
     return figure
