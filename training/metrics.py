@@ -7,9 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-VIEWS = ((0, 0), (-1, -1), (1, 1))  # pixels down and right
-VIEW_WEIGHTS = (0.5, 0.25, 0.25)
-
 
 def views(images: np.ndarray) -> list[tuple[float, np.ndarray]]:
     """The six (weight, images) of test-time augmentation, as airbench has them.
@@ -18,12 +15,11 @@ def views(images: np.ndarray) -> list[tuple[float, np.ndarray]]:
     """
     padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), "reflect")
     side = images.shape[1]
-    shifted = [padded[:, 1 + y : 1 + y + side, 1 + x : 1 + x + side] for y, x in VIEWS]
-    return [
-        (weight / 2, view)
-        for weight, image in zip(VIEW_WEIGHTS, shifted, strict=True)
-        for view in (image, image[:, :, ::-1])
-    ]
+    result = []
+    for weight, at in (0.25, 1), (0.125, 0), (0.125, 2):  # the row and column of the first pixel
+        view = padded[:, at : at + side, at : at + side]
+        result += [(weight, view), (weight, view[:, :, ::-1])]
+    return result
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

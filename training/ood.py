@@ -17,11 +17,6 @@ COMPONENTS = 32  # principal directions that have a variance of their own
 Score = Callable[[keras.KerasTensor, keras.KerasTensor], keras.KerasTensor]
 
 
-def above_background(features: keras.KerasTensor, logits: keras.KerasTensor) -> keras.KerasTensor:
-    """The log odds that a photo is of a class, where the last logit is the background's."""
-    return log_odds(logits, -1)
-
-
 def log_odds(logits: keras.KerasTensor, known: int) -> keras.KerasTensor:
     """The log odds (N,) of the first `known` logits (N, classes) against all others.
 

@@ -1,6 +1,21 @@
-"""`python -m training.photos PHOTOS`: inspect a folder of photos."""
+"""Inspect a folder of photos before training: `python -m training.photos PHOTOS`."""
 
-from training.photos.inspect import main
+import argparse
+import sys
+from pathlib import Path
+
+from training.photos.inspect import PhotosError, report, survey
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m training.photos", description=__doc__)
+    parser.add_argument("photos", type=Path, help="a folder that holds one folder per class")
+    args = parser.parse_args()
+    try:
+        print(report(survey(args.photos)))
+    except PhotosError as error:
+        sys.exit(f"error: {error}")
+
 
 if __name__ == "__main__":
     main()

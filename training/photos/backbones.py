@@ -4,7 +4,6 @@ Keras is imported when a network is built, so that a command line can list the n
 """
 
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -66,22 +65,13 @@ def load_backbone(
         raise WeightsError(explain(name, weights, error)) from error
     model = keras.Model(images, network(preprocess(images)), name=name)
     if weights == RANDOM:
-        set_batchnorm_statistics(model, network.layers)
+        # BatchNorm's statistics are those of random blurred images, or random features vanish.
+        for layer in network.layers:
+            if isinstance(layer, keras.layers.BatchNormalization):
+                layer.momentum = 0.0
+        noise = keras.random.uniform((16, 3, 3, 3), 0, 255)
+        model(keras.ops.image.resize(noise, (128, 128)), training=True)
     return model
-
-
-def set_batchnorm_statistics(model: "keras.Model", layers: "Sequence[keras.Layer]") -> None:
-    """Estimate BatchNorm's statistics on random blurred images, or random features vanish."""
-    import keras
-
-    norms = [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0
-    noise = keras.random.uniform((16, 3, 3, 3), 0, 255)
-    model(keras.ops.image.resize(noise, (128, 128)), training=True)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
 
 
 def explain(name: str, weights: str | Path | None, error: Exception) -> str:

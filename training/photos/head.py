@@ -66,11 +66,9 @@ def best_penalty(
     heads: Mapping[float, keras.Model], validation: np.ndarray, class_ids: np.ndarray
 ) -> float:
     """The penalty of the head with the least calibrated loss on validation features (N, D)."""
-    losses = {
-        penalty: calibrated_loss(np.asarray(head(validation)), class_ids)
-        for penalty, head in heads.items()
-    }
-    return min(losses, key=losses.__getitem__)
+    return min(
+        heads, key=lambda each: calibrated_loss(np.asarray(heads[each](validation)), class_ids)
+    )
 
 
 def scaler(rows: np.ndarray) -> keras.layers.Normalization:

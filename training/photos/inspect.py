@@ -1,25 +1,21 @@
 """Inspect a folder that holds one folder of photos per class, and split it into three parts.
 
-    python -m training.photos PHOTOS      # inspect only
-
 The split hashes each photo's content with the seed, so photos keep their part when the folder
 grows or moves. Near-duplicates stay in one part. Adding a photo can move its near-duplicates, and
 one other photo where a class is so small that a part would be empty.
 """
 
-import argparse
 import hashlib
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from io import BytesIO
-from itertools import combinations
 from pathlib import Path
 from typing import Literal
 
 import imagehash
+import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
@@ -31,16 +27,6 @@ SHARES: dict[Part, float] = {"train": 0.7, "validation": 0.15, "test": 0.15}  # 
 MIN_PHOTOS = 10  # of a class: fewer cannot be split in three
 NEAR = 4  # largest Hamming distance between the 64-bit perceptual hashes of near-duplicates
 IMBALANCE = 5  # ratio of the largest to the smallest class that is worth a note
-EXTENSIONS = {
-    "JPEG": {".jpg", ".jpeg", ".jpe", ".jfif"},
-    "PNG": {".png"},
-    "WEBP": {".webp"},
-    "GIF": {".gif"},
-    "BMP": {".bmp"},
-    "TIFF": {".tif", ".tiff"},
-    "AVIF": {".avif"},
-    "HEIF": {".heic", ".heif"},
-}
 
 
 class PhotosError(Exception):
@@ -138,16 +124,11 @@ def files_in(folder: Path) -> list[Path]:
 
 def inspect(files: Sequence[tuple[Path, str]]) -> tuple[list[Photo], list[tuple[Path, str]]]:
     """Read every (path, label) as the server would: photos, and unusable files with the reason."""
-    photos, skipped = [], []
     with ThreadPoolExecutor() as threads:
         results = threads.map(lambda file: inspect_file(*file), files)
-        bar = tqdm(results, "inspect", len(files), unit="file")
-        for (path, _), result in zip(files, bar, strict=True):
-            if isinstance(result, Photo):
-                photos.append(result)
-            else:
-                skipped.append((path, result))
-    return photos, skipped
+        found = list(tqdm(results, "inspect", len(files), unit="file"))
+    skipped = [(path, r) for (path, _), r in zip(files, found, strict=True) if isinstance(r, str)]
+    return [each for each in found if isinstance(each, Photo)], skipped
 
 
 def inspect_file(path: Path, label: str) -> Photo | str:
@@ -180,36 +161,24 @@ def deduplicate(photos: Iterable[Photo]) -> tuple[list[Photo], list[tuple[Path, 
 
 
 def group_near_duplicates(photos: Sequence[Photo]) -> list[Photo]:
-    """Give near-duplicates the same group: the smallest digest among them.
+    """Give photos whose perceptual hashes differ in at most NEAR bits the same group, also through
+    others between them: the smallest digest in it."""
+    from scipy.cluster.hierarchy import DisjointSet  # here, since importing it takes time
 
-    Near-duplicates have perceptual hashes that differ in at most NEAR bits. Cut into NEAR + 1 runs
-    of bits, two such hashes agree in at least one run, so only photos that share one are compared.
-    """
-    leader = {photo.digest: photo.digest for photo in photos}
-
-    def leader_of(digest: str) -> str:
-        while leader[digest] != digest:
-            digest = leader[digest]
-        return digest
-
-    width = -(-64 // (NEAR + 1))
-    for run in range(NEAR + 1):
-        sharing = defaultdict(list)
-        for photo in photos:
-            sharing[photo.perceptual_hash >> (run * width) & (1 << width) - 1].append(photo)
-        for candidates in sharing.values():
-            for one, other in combinations(candidates, 2):
-                if (one.perceptual_hash ^ other.perceptual_hash).bit_count() <= NEAR:
-                    first, last = sorted((leader_of(one.digest), leader_of(other.digest)))
-                    leader[last] = first
-    return [replace(photo, group=leader_of(photo.digest)) for photo in photos]
+    groups = DisjointSet(photo.digest for photo in photos)
+    hashes = np.array([photo.perceptual_hash for photo in photos], np.uint64)
+    for photo, own in zip(photos, hashes, strict=True):
+        for near in np.flatnonzero(np.bitwise_count(hashes ^ own) <= NEAR):
+            groups.merge(photo.digest, photos[near].digest)
+    leader = {digest: min(group) for group in groups.subsets() for digest in group}
+    return [replace(photo, group=leader[photo.digest]) for photo in photos]
 
 
 def notes(photos: Sequence[Photo]) -> list[str]:
     """Oddities among the photos that are used."""
-    found = []
+    found, formats = [], Image.registered_extensions()
     for photo in photos:
-        if photo.path.suffix.lower() not in EXTENSIONS.get(photo.format, ()):
+        if formats.get(photo.path.suffix.lower()) != photo.format:
             found.append(f"{photo.path} is a {photo.format} by its content")
     for group in group_by(photos, "group").values():
         if len({photo.label for photo in group}) > 1:
@@ -278,15 +247,3 @@ def report(found: Survey, seed: int = 0) -> str:
     lines += [f"note: {note}" for note in found.notes]
     lines += [f"skipped: {path}: {reason}" for path, reason in found.skipped]
     return "\n".join(lines)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m training.photos", description="Inspect a folder of photos before training."
-    )
-    parser.add_argument("photos", type=Path, help="a folder that holds one folder per class")
-    args = parser.parse_args()
-    try:
-        print(report(survey(args.photos)))
-    except PhotosError as error:
-        sys.exit(f"error: {error}")

@@ -50,8 +50,7 @@ def examine(
         "milliseconds": milliseconds(predict, len(bundle.views), bundle.input_size),
         "megabytes": bundle.manifest["files"]["litert"]["bytes"] / 1e6,
         "classes": [
-            of_class(label, correct[class_ids == number])
-            for number, label in enumerate(bundle.labels)
+            of_class(label, correct[class_ids == i]) for i, label in enumerate(bundle.labels)
         ],
     }
     if others:
@@ -76,8 +75,8 @@ def milliseconds(predict: Predict, views: int, image_size: int) -> float:
 def of_class(label: str, correct: np.ndarray) -> dict[str, Any]:
     """The accuracy on one class, with its interval."""
     low, high = metrics.interval(int(correct.sum()), len(correct))
-    accuracy = float(correct.mean())
-    return {"label": label, "photos": len(correct), "right": accuracy, "low": low, "high": high}
+    right = float(correct.mean())
+    return {"label": label, "photos": len(correct), "right": right, "low": low, "high": high}
 
 
 def draw(
@@ -135,15 +134,7 @@ def write_report(
         plots.save(figure, path)
         sources[caption] = base64.b64encode(path.read_bytes()).decode()
     template = jinja2.Environment(autoescape=True).from_string(TEMPLATE.read_text(encoding="utf-8"))
+    shown = {"figures": figures, "lines": as_lines(figures), "pictures": sources, "survey": survey}
     with replacing(folder / "report.html") as part:
-        part.write_text(
-            template.render(
-                title=figures["name"],
-                lines=as_lines(figures),
-                classes=figures["classes"],
-                pictures=sources,
-                survey=survey,
-            ),
-            encoding="utf-8",
-        )
+        part.write_text(template.render(shown), encoding="utf-8")
     return folder / "report.html"

@@ -23,7 +23,7 @@ from rest_api.bundle import Resize, View, load_bundle
 from training import plots
 from training.checkpoint import versions
 from training.export import calibrate, export, refuse_other_folder
-from training.ood import above_background, mahalanobis
+from training.ood import log_odds, mahalanobis
 from training.photos import head, tuning
 from training.photos.backbones import BACKBONES, load_backbone
 from training.photos.features import VIEWS, cache_name, features, pooled, served
@@ -213,10 +213,11 @@ def with_score(task: Task, photos: Sequence[Photo], classifier: keras.Model) -> 
     vectors = keras.Input(classifier.input_shape[1:])
     logits = classifier(vectors)
     if score_name(task.dataset) == "mahalanobis":
-        score = mahalanobis(task.features(photos)[:, 0], task.dataset.class_ids(photos))
+        fitted = mahalanobis(task.features(photos)[:, 0], task.dataset.class_ids(photos))
+        score = fitted(vectors, logits)
     else:
-        score = above_background
-    return keras.Model(vectors, [logits, score(vectors, logits)])
+        score = log_odds(logits, -1)  # the last logit is the background's
+    return keras.Model(vectors, [logits, score])
 
 
 def score_name(dataset: Dataset) -> str:
@@ -268,7 +269,8 @@ def transfer(
     started = time.perf_counter()
     refuse_other_folder(destination)
     found, dataset = gather(folder, background, seed)
-    print(report(found, seed), flush=True)
+    text = report(found, seed)
+    print(text, flush=True)
     maps = load_backbone(backbone, weights, width=width)
     image_size = image_size or BACKBONES[backbone].image_size
     task = Task(dataset, maps, image_size, tuple(views), tuning, seed, runs)
@@ -292,6 +294,6 @@ def transfer(
     if selection.interpolation:
         history = {"fine-tuning": selection.history}
         drawings["Fine-tuning"] = plots.against_epochs(history, columns=1)
-    page = write_report(runs / f"report-{destination.name}", figures, drawings, report(found, seed))
+    page = write_report(runs / f"report-{destination.name}", figures, drawings, text)
     print(f"Report: {page}")
     return figures, drawings
