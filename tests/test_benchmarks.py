@@ -173,14 +173,14 @@ def test_resize_policies_keep_one_photo_in_memory_at_a_time(tmp_path, monkeypatc
     for path, _ in files:
         save(path)
     decoded, alive = [], []
-    decode = resize_policy.decode
+    read = resize_policy.read
 
     def watched(*args) -> Image.Image:
-        decoded.append(weakref.ref(image := decode(*args)))
+        decoded.append(weakref.ref(image := read(*args)))
         alive.append(sum(photo() is not None for photo in decoded))
         return image
 
-    monkeypatch.setattr(resize_policy, "decode", watched)
+    monkeypatch.setattr(resize_policy, "read", watched)
     resize_policy.predicted(load_model(DEFAULT_MODEL), files)
     assert len(alive) == len(files) * (1 + len(resize_policy.SCALES))
     assert max(alive) <= 1 + len(resize_policy.SCALES)

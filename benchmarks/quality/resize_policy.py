@@ -19,10 +19,9 @@ from PIL import Image, ImageOps
 from benchmarks.common import command_line, print_table
 from rest_api.bundle import Bundle, BundleError, Resize, View
 from rest_api.classifier import LoadedModel, load_model
-from rest_api.errors import RequestError
-from rest_api.images import SPARE, decode, to_views
+from rest_api.images import SPARE, to_views
 from rest_api.settings import DEFAULT_MODEL
-from training.photos.inspect import PhotosError, labelled_files
+from training.photos.inspect import PhotosError, labelled_files, read
 
 POLICIES = tuple(View(resize) for resize in get_args(Resize))
 SHAPES = {"as they are": None, "1:1": 1, "4:3": 4 / 3, "3:4": 3 / 4, "16:9": 16 / 9}  # width:height
@@ -30,11 +29,14 @@ FULL = 1000  # more than any photo has
 SCALES = {"all": FULL, "4 or more": 4, "2 or more": 2, "1 or more": 1}
 
 
-def squares(data: bytes, bundle: Bundle) -> np.ndarray:
-    """A photo in every shape by every policy, then decoded at every scale: (N, side, side, 3)."""
-    side, photo = bundle.input_size, decode(data, bundle.input_size)
+def squares(file: Path, bundle: Bundle) -> np.ndarray:
+    """A photo in every shape by every policy, then decoded at every scale: (N, side, side, 3).
+
+    Raises PhotosError.
+    """
+    side, photo = bundle.input_size, read(file, bundle.input_size)
     shaped = [cut_to(photo, aspect) if aspect else photo for aspect in SHAPES.values()]
-    scaled = (decode(data, side * pixels // SPARE) for pixels in SCALES.values())
+    scaled = (read(file, side * pixels // SPARE) for pixels in SCALES.values())
     return np.concatenate(
         [to_views(image, side, POLICIES) for image in shaped]
         + [to_views(image, side, bundle.views[:1]) for image in scaled]
@@ -51,14 +53,8 @@ def cut_to(image: Image.Image, aspect: float) -> Image.Image:
 
 def predicted(model: LoadedModel, files: list[tuple[Path, int]]) -> np.ndarray:
     """The class of each of `squares` of each file, one photo in memory at a time: (files, N)."""
-    rows = []
-    for path, _ in files:
-        try:
-            outputs = model.predict(squares(path.read_bytes(), model.bundle))
-        except RequestError as error:
-            raise PhotosError(f"{path}: {error}") from error
-        rows.append(outputs.probabilities.argmax(1))
-    return np.array(rows)
+    shown = (model.predict(squares(file, model.bundle)) for file, _ in files)
+    return np.array([outputs.probabilities.argmax(1) for outputs in shown])
 
 
 def percent(shares: Iterator[float]) -> list[str]:

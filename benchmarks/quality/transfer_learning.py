@@ -17,11 +17,11 @@ from training.photos.backbones import WeightsError
 from training.photos.inspect import PhotosError, files_in, inspect
 
 SEEDS = (0, 1, 2)
-COLUMNS = {
-    "accuracy": "accuracy",
-    "true_positive_rate": "true-positive rate",
-    "auroc": "AUROC",
-    "false_positive_rate": "false-positive rate",
+COLUMNS = {  # of the figures: head, factor, unit, digits
+    "accuracy": ("accuracy", 100, " %", 1),
+    "true_positive_rate": ("true-positive rate", 100, " %", 1),
+    "auroc": ("AUROC", 1, "", 3),
+    "false_positive_rate": ("false-positive rate", 100, " %", 1),
 }
 
 
@@ -43,14 +43,9 @@ def figures_of(folder: Path, seed: int, others: Path | None, **options: Any) -> 
 def row(name: str, splits: Sequence[dict[str, float]]) -> list[str]:
     """The cells of a folder of photos; empty where there are no others."""
     cells = [name, str(splits[0]["test_photos"])]
-    for key in COLUMNS:
-        values = [split[key] for split in splits if key in split]
-        if not values:
-            cells.append("")
-        elif key == "auroc":
-            cells.append(mean_and_std(values, digits=3))
-        else:
-            cells.append(mean_and_std([100 * each for each in values], " %", digits=1))
+    for key, (_, factor, unit, digits) in COLUMNS.items():
+        values = [factor * split[key] for split in splits if key in split]
+        cells.append(mean_and_std(values, unit, digits) if values else "")
     return [*cells, ", ".join(f"{split['minutes']:.1f}" for split in splits)]
 
 
@@ -70,7 +65,8 @@ def main() -> None:
         ]
     except (ExportError, PhotosError, WeightsError) as error:
         sys.exit(f"error: {error}")
-    print_table(["photos", "test photos", *COLUMNS.values(), "minutes"], rows)
+    heads = [head for head, *_ in COLUMNS.values()]
+    print_table(["photos", "test photos", *heads, "minutes"], rows)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """Measure this server and others in turn, round after round."""
 
-import http.client
 import sys
 import tempfile
 import time
@@ -114,9 +113,8 @@ def measure(
 ) -> Measured:
     """Start a server and load it; its memory is that after the last input, the largest."""
     with started(command) as (port, pid):
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-        measured = Measured(first_response(connection, images["32-pixel PNG"]), {}, {})
         url = f"http://127.0.0.1:{port}/predict"
+        measured = Measured(first_response(url, images["32-pixel PNG"]), {}, {})
         for name, image in images.items():
             wrk(url, image, connections[0], 1)  # to warm up
             for number in connections:

@@ -48,9 +48,9 @@ def main() -> None:
     command_line(__doc__).parse_args()
     images = pictures()
     with started(own_server()) as (port, _):
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-        ready = first_response(connection, images["256-pixel JPEG"])
+        ready = first_response(f"http://127.0.0.1:{port}/predict", images["256-pixel JPEG"])
         print(f"first response {ready:.2f} s after the start\n")
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
         rows = (percentiles(*call) for call in calls(connection, images))
         print_table(["what", "p50 (ms)", "p99 (ms)"], rows)
 

@@ -110,18 +110,18 @@ def post(connection: http.client.HTTPConnection, image: bytes) -> int:
     return response.status
 
 
-def first_response(connection: http.client.HTTPConnection, image: bytes) -> float:
-    """Seconds until a server that has just been started answers."""
+def first_response(url: str, image: bytes | None = None) -> float:
+    """Seconds until a server that has just been started answers a GET, or the POST of an image."""
+    request = urllib.request.Request(url, multipart(image) if image else None, FORM)
     start = time.perf_counter()
-    while time.perf_counter() - start < 60:
+    while True:
         try:
-            if (status := post(connection, image)) != 200:
-                raise RuntimeError(f"the first response has the status {status}")
+            urllib.request.urlopen(request, timeout=60).close()
             return time.perf_counter() - start
         except OSError:
-            connection.close()
+            if time.perf_counter() - start > 60:
+                raise
             time.sleep(0.005)
-    raise RuntimeError("no response in 60 seconds")
 
 
 def wrk(url: str, image: bytes, connections: int, seconds: float) -> Load:
@@ -166,24 +166,12 @@ def started(command: Sequence[str]) -> Iterator[tuple[int, int]]:
 
 
 @contextmanager
-def serving(command: Sequence[str], path: str = "/health/ready") -> Iterator[tuple[str, int]]:
-    """A server that answers at `path`; yields its address and PID."""
+def serving(command: Sequence[str]) -> Iterator[tuple[str, int]]:
+    """A server that is ready; yields its address and PID."""
     with started(command) as (port, pid):
         address = f"http://127.0.0.1:{port}"
-        wait_for(address + path)
+        first_response(f"{address}/health/ready")
         yield address, pid
-
-
-def wait_for(url: str) -> None:
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            urllib.request.urlopen(url, timeout=5).close()
-            return
-        except OSError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.02)
 
 
 def own_server(*options: str) -> list[str]:
