@@ -84,9 +84,8 @@ def judge(
         return network.predict(vectors, verbose=0)
 
     checked, tested = (scores_of(features[part][:, 0]) for part in (validation, test))
-    verdicts = {}
-    for other, vectors in others.items():
-        for name, scores in scores_of(vectors).items():
-            auroc = metrics.auroc(tested[name], scores)
-            verdicts[other, name] = auroc, fpr95(checked[name], scores)
-    return verdicts
+    return {
+        (other, name): (metrics.auroc(tested[name], scores), fpr95(checked[name], scores))
+        for other, vectors in others.items()
+        for name, scores in scores_of(vectors).items()
+    }

@@ -10,15 +10,7 @@ from typing import NamedTuple
 
 import keras
 
-from benchmarks.serving.load import (
-    Load,
-    first_response,
-    own_server,
-    resident_megabytes,
-    started,
-    wait_until_idle,
-    wrk,
-)
+from benchmarks.serving import load
 from rest_api.bundle import load_bundle
 from rest_api.classifier import load_model
 from rest_api.settings import DEFAULT_MODEL
@@ -27,7 +19,7 @@ from training.export import write_formats, write_manifest
 SECONDS = {"32-pixel PNG": 2, "256-pixel JPEG": 2, "12-megapixel JPEG": 5}  # of load
 HERE = "here"  # the environment that this runs in
 OURS = "ours, 8 bits"
-APP = own_server()[1:]
+APP = load.own_server()[1:]
 SERVERS = {  # name: (environment, command after its bin/)
     OURS: ("ours", ("python", *APP)),
     "ours, 32 bits": (
@@ -49,7 +41,7 @@ class Measured(NamedTuple):
 
     first_response: float  # seconds from its start
     resident: dict[int, float]  # MB of all its processes after photos on so many connections
-    loads: dict[tuple[str, int], Load]  # by input and connections
+    loads: dict[tuple[str, int], load.Load]  # by input and connections
 
 
 class Comparison(NamedTuple):
@@ -112,15 +104,15 @@ def measure(
     command: Sequence[str], images: Mapping[str, bytes], connections: Sequence[int]
 ) -> Measured:
     """Start a server and load it; its memory is that after the last input, the largest."""
-    with started(command) as (port, pid):
+    with load.started(command) as (port, pid):
         url = f"http://127.0.0.1:{port}/predict"
-        measured = Measured(first_response(url, images["32-pixel PNG"]), {}, {})
+        measured = Measured(load.first_response(url, images["32-pixel PNG"]), {}, {})
         for name, image in images.items():
-            wrk(url, image, connections[0], 1)  # to warm up
+            load.wrk(url, image, connections[0], 1)  # to warm up
             for number in connections:
-                wait_until_idle(pid)
-                measured.loads[name, number] = wrk(url, image, number, SECONDS[name])
-                measured.resident[number] = resident_megabytes(pid)
+                load.wait_until_idle(pid)
+                measured.loads[name, number] = load.wrk(url, image, number, SECONDS[name])
+                measured.resident[number] = load.resident_megabytes(pid)
     return measured
 
 

@@ -61,14 +61,11 @@ def by_batch() -> tuple[list[float], Lines]:
 
 def by_connections() -> tuple[list[float], Lines]:
     """Latency in milliseconds, by the connections that send, on each again when answered."""
-    loads = []
+    numbers = CONNECTIONS[0], *CONNECTIONS  # the first time is to warm up
     with serving(own_server("--queue", str(max(CONNECTIONS)))) as (address, _):
-        for number in (CONNECTIONS[0], *CONNECTIONS):  # the first time is to warm up
-            loads.append(wrk(f"{address}/predict", FROG.read_bytes(), number, SECONDS))
-    return list(CONNECTIONS), {
-        "99th percentile": [load.p99 for load in loads[1:]],
-        "median": [load.p50 for load in loads[1:]],
-    }
+        loads = [wrk(f"{address}/predict", FROG.read_bytes(), n, SECONDS) for n in numbers][1:]
+    p99s, medians = [load.p99 for load in loads], [load.p50 for load in loads]
+    return list(CONNECTIONS), {"99th percentile": p99s, "median": medians}
 
 
 def by_workers() -> tuple[list[float], Lines]:

@@ -168,7 +168,7 @@ def group_near_duplicates(photos: Sequence[Photo]) -> list[Photo]:
     groups = DisjointSet(photo.digest for photo in photos)
     hashes = np.array([photo.perceptual_hash for photo in photos], np.uint64)
     for photo, own in zip(photos, hashes, strict=True):
-        for near in np.flatnonzero(np.bitwise_count(hashes ^ own) <= NEAR):
+        for near in np.flatnonzero(np.bitwise_count(hashes ^ own) <= NEAR).tolist():
             groups.merge(photo.digest, photos[near].digest)
     leader = {digest: min(group) for group in groups.subsets() for digest in group}
     return [replace(photo, group=leader[photo.digest]) for photo in photos]

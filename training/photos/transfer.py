@@ -24,23 +24,10 @@ from training import plots
 from training.checkpoint import versions
 from training.export import calibrate, export, refuse_other_folder
 from training.ood import log_odds, mahalanobis
-from training.photos import head, tuning
+from training.photos import head, inspect, tuning
 from training.photos.backbones import BACKBONES, load_backbone
 from training.photos.features import VIEWS, cache_name, features, pooled, served
-from training.photos.inspect import (
-    MIN_PHOTOS,
-    Part,
-    Photo,
-    PhotosError,
-    Survey,
-    deduplicate,
-    files_in,
-    group_near_duplicates,
-    inspect,
-    report,
-    split,
-    survey,
-)
+from training.photos.inspect import MIN_PHOTOS, Part, Photo, PhotosError, Survey
 from training.photos.report import examine, write_report
 
 MAX_COMPARED = 500  # test photos on which the exported formats are compared
@@ -69,14 +56,14 @@ class Dataset:
 
 def gather(folder: Path, background: Path | None, seed: int) -> tuple[Survey, Dataset]:
     """Inspect and split the photos of the classes and of the background. Raises PhotosError."""
-    found = survey(folder)
-    parts = split(found.photos, seed)
+    found = inspect.survey(folder)
+    parts = inspect.split(found.photos, seed)
     if background:
-        others, _ = inspect([(path, BACKGROUND) for path in files_in(background)])
+        others, _ = inspect.inspect([(path, BACKGROUND) for path in inspect.files_in(background)])
         if len(others) < MIN_PHOTOS:
             raise PhotosError(f"{background} holds {len(others)} photos, not {MIN_PHOTOS} or more.")
-        others, _ = deduplicate(others)
-        for part, some in split(group_near_duplicates(others), seed).items():
+        others, _ = inspect.deduplicate(others)
+        for part, some in inspect.split(inspect.group_near_duplicates(others), seed).items():
             parts[part] += some
     return found, Dataset(found.labels, parts)
 
@@ -269,7 +256,7 @@ def transfer(
     started = time.perf_counter()
     refuse_other_folder(destination)
     found, dataset = gather(folder, background, seed)
-    text = report(found, seed)
+    text = inspect.report(found, seed)
     print(text, flush=True)
     maps = load_backbone(backbone, weights, width=width)
     image_size = image_size or BACKBONES[backbone].image_size
