@@ -97,11 +97,15 @@ def test_empty_file_is_refused(client):
     refused(client.post("/predict", **form(b"")), 400, "empty_file")
 
 
-def test_form_that_breaks_off_is_refused_saying_so(client):
-    response = client.post("/predict", **form(FROG.read_bytes(), end=b""))
+@pytest.mark.parametrize("end", [b"", b"\r\n--x\r\nrubbish"])
+def test_damaged_form_is_refused_saying_so(client, end):
+    response = client.post("/predict", **form(FROG.read_bytes(), end))
     assert "form is damaged" in refused(response, 400, "no_image")
-    unbounded = {"data": b"anything", "content_type": "multipart/form-data"}
-    refused(client.post("/predict", **unbounded), 400, "no_image")
+
+
+def test_form_without_a_boundary_is_refused(client):
+    response = client.post("/predict", data=b"anything", content_type="multipart/form-data")
+    refused(response, 400, "no_image")
 
 
 def test_file_that_is_no_image_is_refused(client):
@@ -133,13 +137,6 @@ def test_damaged_files_never_cause_a_server_error(client, fmt):
 def test_too_large_a_body_is_refused_naming_the_limit(client):
     message = refused(post(client, b"\xff" * (10 * 2**20 + 1)), 413, "too_large")
     assert "10 MiB" in message
-
-
-def test_malformed_multipart_is_refused(client):
-    response = client.post(
-        "/predict", data=b"--x\r\nrubbish", content_type="multipart/form-data; boundary=x"
-    )
-    refused(response, 400, "no_image")
 
 
 def test_unknown_route_and_wrong_method_answer_in_json(client):
@@ -491,12 +488,8 @@ def test_request_id_that_could_forge_a_log_line_is_replaced(client):
     assert client.get("/models", headers={"X-Request-ID": given}).headers["X-Request-ID"] != given
 
 
-def test_uploads_stay_in_memory(client, monkeypatch):
-    def no_file(*args, **kwargs):
-        raise AssertionError("a file was made")
-
-    monkeypatch.setattr("tempfile.SpooledTemporaryFile", no_file)
-    monkeypatch.setattr("tempfile.TemporaryFile", no_file)
+def test_uploads_stay_in_memory(client, monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "absent"))  # no file can be made there
     large = encode(Image.effect_noise((1500, 1500), 80))
     assert len(large) > 1_000_000
-    assert post(client, large).status_code == 200
+    assert client.post("/predict", **form(large)).status_code == 200

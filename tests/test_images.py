@@ -85,12 +85,6 @@ def test_exif_orientation_is_applied(orientation):
     np.testing.assert_array_equal(rgb, np.asarray(upright))
 
 
-def test_animation_is_read_as_its_first_frame():
-    frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")]
-    data = encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
-    assert colours(data)[8, 8].tolist() == [255, 0, 0]
-
-
 def test_large_jpeg_is_decoded_at_reduced_scale_and_looks_the_same():
     photo = gradient(2400, 1600)
     image = decode(encode(photo, "JPEG"), 32)
@@ -203,16 +197,20 @@ def test_image_of_the_right_size_is_left_alone():
 
 
 def test_ycck_jpeg_keeps_its_colours():
-    """Photoshop's form: CMYK stored inverted and as luma and chroma."""
-    data = bytearray(encode(gradient().convert("CMYK"), "JPEG"))
-    adobe = data.index(b"Adobe")
-    assert data[adobe + 11] in (0, 2)  # the transform: 0 none, 2 YCCK
+    """Photoshop's form: the inverted inks, the first three of them as luma and chroma."""
+    *inks, black = gradient().convert("CMYK").split()
+    luma_and_chroma = Image.merge("RGB", inks).convert("YCbCr").split()
+    inverted = [channel.point(lambda value: 255 - value) for channel in luma_and_chroma]
+    data = bytearray(encode(Image.merge("CMYK", [*inverted, black]), "JPEG"))  # inverts them again
+    transform = data.index(b"Adobe") + 11
+    assert data[transform] == 0
+    data[transform] = 2  # YCCK
     expected = np.asarray(gradient()).astype(int)
     assert abs(colours(bytes(data)) - expected).mean() < 6
 
 
-@pytest.mark.parametrize("fmt", ["PNG", "WEBP"])
-def test_animated_files_of_every_format_are_read_as_their_first_frame(fmt):
+@pytest.mark.parametrize("fmt", ["GIF", "PNG", "WEBP"])
+def test_animation_is_read_as_its_first_frame(fmt):
     frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")]
     options = {"lossless": True} if fmt == "WEBP" else {}
     data = encode(frames[0], fmt, save_all=True, append_images=frames[1:], **options)
@@ -221,16 +219,11 @@ def test_animated_files_of_every_format_are_read_as_their_first_frame(fmt):
 
 
 @pytest.mark.parametrize("fmt", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
-def test_garbage_after_the_image_does_not_matter(fmt):
-    data = encode(gradient(), fmt)
-    np.testing.assert_array_equal(colours(data + b"<?php garbage ?>" * 100), colours(data))
-
-
-def test_file_that_is_two_things_is_read_as_the_image_it_begins_with():
+def test_file_that_is_two_things_is_read_as_the_image_it_begins_with(fmt):
     zipped = io.BytesIO()
     with zipfile.ZipFile(zipped, "w") as archive:
         archive.writestr("evil.html", "<script>alert(1)</script>")
-    data = encode(gradient(), "GIF")
+    data = encode(gradient(), fmt)
     np.testing.assert_array_equal(colours(data + zipped.getvalue()), colours(data))
 
 
