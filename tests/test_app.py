@@ -35,11 +35,6 @@ def test_sigterm_ends_the_server_with_status_zero():
         assert process.wait(timeout=30) == 0
 
 
-def test_port_comes_from_the_environment():
-    with server(by_environment=True) as (_, port):
-        assert ask(port)["success"]
-
-
 def test_server_says_where_it_listens_and_is_no_debugger():
     with server("--workers", "1") as (process, port):
         process.terminate()
@@ -144,12 +139,6 @@ def test_bad_bundle_stops_the_start_with_one_clear_line(tmp_path, damage):
     assert error.startswith("error: ")
     assert str(bundle) in error
     assert len(error.splitlines()) == 1
-
-
-def test_wrong_option_stops_the_start_by_name():
-    status, error = refused_start("--port", "99999")
-    assert status == 2
-    assert "argument --port" in error
 
 
 def test_port_in_use_stops_the_start_with_one_clear_line():

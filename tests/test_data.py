@@ -37,17 +37,11 @@ def test_missing_file_is_named_with_what_to_do(small_cifar):
         load_cifar10(small_cifar)
 
 
-def test_truncated_file_is_named(small_cifar):
+@pytest.mark.parametrize("change", [lambda whole: whole[:5000], lambda _: b"<html>404</html>"])
+def test_truncated_or_wrong_file_is_named(small_cifar, change):
     path = small_cifar / "cifar-10-batches-py" / "data_batch_2"
-    path.write_bytes(path.read_bytes()[:5000])
+    path.write_bytes(change(path.read_bytes()))
     with pytest.raises(DataError, match=r"data_batch_2 is not a complete CIFAR-10 batch"):
-        load_cifar10(small_cifar)
-
-
-def test_wrong_file_is_named(small_cifar):
-    path = small_cifar / "cifar-10-batches-py" / "data_batch_2"
-    path.write_text("<html>404</html>")
-    with pytest.raises(DataError, match="data_batch_2 is not a complete"):
         load_cifar10(small_cifar)
 
 

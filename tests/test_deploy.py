@@ -210,7 +210,7 @@ def test_tools_find_no_fault(command):
     assert run.returncode == 0, run.stdout + run.stderr
 
 
-def test_procfile_starts_the_server():
+def test_procfile_starts_the_server_on_the_port_of_the_environment():
     (line,) = (ROOT / "Procfile").read_text().splitlines()
     _, script, *options = shlex.split(line.removeprefix("web: "))
     with server(*options, script=script, by_environment=True) as (_, port):

@@ -24,6 +24,7 @@ import pytest
 import requests
 from prometheus_client.metrics import MetricWrapperBase
 
+from benchmarks.common import mean_and_std
 from rest_api import gateway, settings, telemetry
 from rest_api.app import create_app
 from rest_api.bundle import load_bundle
@@ -337,37 +338,21 @@ def test_limits_in_the_documentation_are_the_gateways():
     assert f"may wait, for {gateway.QUEUE_TIMEOUT:g} seconds at most" in text
 
 
-def test_accuracy_in_the_readme_is_the_bundles():
-    accuracy = load_bundle(DEFAULT_MODEL).manifest["accuracy"]
-    assert percent(accuracy["litert"]) in TEXTS["README.md"]
-
-
-def test_figures_of_fast94_are_those_of_its_runs():
-    runs = [json.loads(path.read_text()) for path in RECORDS.glob("fast94-seed*-final.json")]
-    assert {run["recipe"] for run in runs} == {"fast94"}
+@pytest.mark.parametrize("recipe", ["fast94", "classic", "street"])
+def test_figures_of_a_recipe_are_those_of_its_runs(recipe):
+    runs = [json.loads(path.read_text()) for path in RECORDS.glob(f"{recipe}-seed*-final.json")]
+    assert {run["recipe"] for run in runs} == {recipe}
     assert all(run["images"] == 50_000 and run["measured_on"] == "test" for run in runs)
-    for text in (TEXTS["README.md"], evidence("fast94")):
-        for key in ("accuracy", "accuracy_tta"):
-            values = [run[key] * 100 for run in runs]
-            assert f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f} %" in text
-        assert f"{statistics.mean(run['seconds'] for run in runs) / 60:.1f} minutes" in text
-        assert f"n={len(runs)}" in text
-
-
-def test_figures_of_classic_are_those_of_its_run():
-    run = json.loads((RECORDS / "classic-seed0-final.json").read_text())
-    for text in (TEXTS["README.md"], evidence("classic")):
-        assert percent(run["accuracy"]) in text
-        assert percent(run["accuracy_tta"]) in text
-        assert f"{run['seconds'] / 60:.1f} minutes" in text
-
-
-def test_figures_of_street_are_those_of_its_run():
-    run = json.loads((RECORDS / "street-seed0-final.json").read_text())
-    for text in (TEXTS["README.md"], evidence("street")):
-        assert percent(run["accuracy"]) in text
-        assert percent(run["accuracy_tta"]) in text
-        assert f"{run['seconds'] / 60:.1f} minutes" in text
+    expected = [
+        mean_and_std([100 * run["accuracy_tta"] for run in runs], " %"),
+        mean_and_std([100 * run["accuracy"] for run in runs], " %"),  # one view
+        f"{statistics.mean(run['seconds'] for run in runs) / 60:.1f} minutes",
+    ]
+    rows = table("README.md", "what | figure")
+    (first,) = [i for i, row in enumerate(rows) if row[0].startswith(f"`{recipe}` on the ")]
+    assert [row[1] for row in rows[first : first + 3]] == expected
+    assert f"n={len(runs)} seed" in rows[first][0]
+    assert all(figure in evidence(recipe) for figure in [*expected, f"n={len(runs)}"])
 
 
 def test_figures_of_the_default_model_are_the_recorded_ones():
@@ -384,6 +369,7 @@ def test_figures_of_the_default_model_are_the_recorded_ones():
         for n, share, interval in (photos[name] for name in measures)
     ]
     test = json.loads((PHOTO_RECORDS / "cifar10-test.json").read_text())
+    assert test["accuracy"] == load_bundle(DEFAULT_MODEL).manifest["accuracy"]["litert"]
     low, high = metrics.interval(round(test["accuracy"] * test["images"]), test["images"])
     interval = f"{100 * low:.2f} to {percent(high)}"
     assert shown[0] == f"{test['images']:,}; {percent(test['accuracy'])}; {interval}"

@@ -17,10 +17,9 @@ PNG = encode(Image.new("RGB", (8, 8)))
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_mutated_files_find_nothing_above_4xx(seed):
-    statuses, slowest, _ = fuzz(APP.test_client(), 1000, seed)
+    statuses, _, _ = fuzz(APP.test_client(), 1000, seed)  # raises at what is slow or above 4xx
     assert statuses[200] > 50
     assert statuses[422] > 50
-    assert slowest < 10  # seconds, on a machine that does other things as well
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])

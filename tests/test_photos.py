@@ -80,15 +80,16 @@ def test_near_duplicates_stay_in_one_part_of_every_split(folder):
             assert sum(bool(pair & some) for some in names.values()) == 1
 
 
-def test_near_duplicates_have_hashes_that_differ_in_few_bits():
+def test_near_duplicates_are_linked_by_hashes_that_differ_in_few_bits():
     def photo(name: str, perceptual_hash: int) -> Photo:
         return Photo(Path(name), "x", name, perceptual_hash, "PNG", "RGB", (1, 1))
 
     base = 0x0123456789ABCDEF
-    flipped = base ^ (1 << 0 | 1 << 20 | 1 << 40 | 1 << 63)  # 4 bits, in different runs
+    flipped = base ^ (1 << 0 | 1 << 20 | 1 << 40 | 1 << 63)  # 4 bits
     other = base ^ 0b11111
-    photos = [photo("a", base), photo("b", flipped), photo("c", other)]
-    assert [p.group for p in group_near_duplicates(photos)] == ["a", "a", "c"]
+    beyond = flipped ^ 0b110  # 2 bits from flipped, 6 from base
+    photos = [photo("d", base), photo("b", flipped), photo("c", other), photo("a", beyond)]
+    assert [p.group for p in group_near_duplicates(photos)] == ["a", "a", "c", "a"]
 
 
 def test_what_is_used_but_odd_is_noted(folder):
