@@ -5,8 +5,7 @@ milliseconds of one request after another on one connection, and of the network 
 """
 
 import http.client
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
 
 import numpy as np
 
@@ -21,23 +20,22 @@ REQUESTS = 1000
 
 def calls(
     connection: http.client.HTTPConnection, images: dict[str, bytes]
-) -> Iterator[tuple[str, Callable, int]]:
+) -> dict[str, tuple[Callable, int]]:
     """What is timed, and how many times."""
     model = load_model(DEFAULT_MODEL)
-    photo, side = images["12-megapixel JPEG"], model.bundle.input_size
-    views = model.bundle.views
-    yield "256-pixel JPEG", partial(post, connection, images["256-pixel JPEG"]), REQUESTS
-    yield "12-megapixel JPEG", partial(post, connection, photo), REQUESTS // 10
-    for name, size in (
-        ("decoding and shrinking the latter", side),
-        ("the same in full size", 4000),
-    ):
-        yield name, lambda size=size: to_views(decode(photo, size), side, views), 50
-    yield (
-        "the network alone",
-        partial(model.predict, np.zeros((len(views), side, side, 3), np.uint8)),
-        REQUESTS,
-    )
+    small, large = images["256-pixel JPEG"], images["12-megapixel JPEG"]
+    side, views = model.bundle.input_size, model.bundle.views
+    blank = np.zeros((len(views), side, side, 3), np.uint8)
+    return {
+        "256-pixel JPEG": (lambda: post(connection, small), REQUESTS),
+        "12-megapixel JPEG": (lambda: post(connection, large), REQUESTS // 10),
+        "decoding and shrinking the latter": (
+            lambda: to_views(decode(large, side), side, views),
+            50,
+        ),
+        "the same in full size": (lambda: to_views(decode(large, 4000), side, views), 50),
+        "the network alone": (lambda: model.predict(blank), REQUESTS),
+    }
 
 
 def percentiles(name: str, call: Callable, n: int) -> list[str]:
@@ -51,7 +49,8 @@ def main() -> None:
         ready = first_response(f"http://127.0.0.1:{port}/predict", images["256-pixel JPEG"])
         print(f"first response {ready:.2f} s after the start\n")
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-        rows = (percentiles(*call) for call in calls(connection, images))
+        timed = calls(connection, images).items()
+        rows = (percentiles(name, *call) for name, call in timed)
         print_table(["what", "p50 (ms)", "p99 (ms)"], rows)
 
 
