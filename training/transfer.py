@@ -12,6 +12,7 @@ from typing import Any
 
 import training
 from rest_api.bundle import BundleError, View
+from rest_api.settings import int_between
 from training.export import ExportError, parse_view
 from training.photos.backbones import BACKBONES, WeightsError
 
@@ -25,7 +26,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--compare", nargs="+", choices=list(BACKBONES), help="train several, print a table")
     add("--weights", help="file of ImageNet weights, or 'random' (Keras's download)")
     add("--width", type=float, default=1.0, help="MobileNetV2's alpha (%(default)s)")
-    add("--size", type=at_least(32), help="pixels per side of the images (the backbone's)")
+    add("--size", type=int_between(32, 1024), help="pixels per side of the images (the backbone's)")
     views = "of a photo, whose outputs are averaged, such as stretch center_crop:mirrored (stretch)"
     add(
         "--views", nargs="+", type=parse_view, default=[View("stretch")], metavar="VIEW", help=views
@@ -33,19 +34,13 @@ def parse_arguments() -> argparse.Namespace:
     add("--background", type=Path, help="photos of anything else, to be rejected")
     add("--saved-model", action="store_true", help="also write a TensorFlow SavedModel")
     add("--no-tuning", action="store_true", help="train the head only")
-    add("--seed", type=at_least(0), default=0, help="of split and training (%(default)s)")
+    add(
+        "--seed",
+        type=int_between(0, 2**32 - 1),
+        default=0,
+        help="of split and training (%(default)s)",
+    )
     return parser.parse_args()
-
-
-def at_least(low: int) -> Any:
-    """An argparse type: a whole number from `low` on."""
-
-    def whole_number(text: str) -> int:
-        if not text.isdecimal() or int(text) < low:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {low} on")
-        return int(text)
-
-    return whole_number
 
 
 def main() -> None:
