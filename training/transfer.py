@@ -26,50 +26,35 @@ def parse_arguments() -> argparse.Namespace:
     add("--compare", nargs="+", choices=list(BACKBONES), help="train several, print a table")
     add("--weights", help="file of ImageNet weights, or 'random' (Keras's download)")
     add("--width", type=float, default=1.0, help="MobileNetV2's alpha (%(default)s)")
-    add("--size", type=int_between(32, 1024), help="pixels per side of the images (the backbone's)")
+    side = "pixels per side of the images (the backbone's)"
+    add("--size", type=int_between(32, 1024), dest="image_size", metavar="SIZE", help=side)
     views = "of a photo, whose outputs are averaged, such as stretch center_crop:mirrored (stretch)"
-    add(
-        "--views", nargs="+", type=parse_view, default=[View("stretch")], metavar="VIEW", help=views
-    )
+    stretch = [View("stretch")]
+    add("--views", nargs="+", type=parse_view, default=stretch, metavar="VIEW", help=views)
     add("--background", type=Path, help="photos of anything else, to be rejected")
     add("--saved-model", action="store_true", help="also write a TensorFlow SavedModel")
-    add("--no-tuning", action="store_true", help="train the head only")
-    add(
-        "--seed",
-        type=int_between(0, 2**32 - 1),
-        default=0,
-        help="of split and training (%(default)s)",
-    )
+    add("--no-tuning", action="store_false", dest="tuning", help="train the head only")
+    seed = "of split and training (%(default)s)"
+    add("--seed", type=int_between(0, 2**32 - 1), default=0, help=seed)
     return parser.parse_args()
 
 
 def main() -> None:
-    args = parse_arguments()
+    options = vars(parse_arguments())
     training.import_keras()
     from training.checkpoint import RunError
     from training.photos.inspect import PhotosError
     from training.photos.report import as_lines
     from training.photos.transfer import transfer
 
-    output = args.output or Path("bundles", args.photos.resolve().name)
-    names = args.compare or [args.backbone]
+    photos, output, compare = (options.pop(name) for name in ("photos", "output", "compare"))
+    output = output or Path("bundles", photos.resolve().name)
+    names = compare or [options["backbone"]]
     rows = []
     try:
         for name in names:
-            destination = output.with_name(f"{output.name}-{name}") if args.compare else output
-            figures, _ = transfer(
-                args.photos,
-                destination,
-                backbone=name,
-                weights=args.weights,
-                width=args.width,
-                image_size=args.size,
-                views=args.views,
-                background=args.background,
-                tuning=not args.no_tuning,
-                saved_model=args.saved_model,
-                seed=args.seed,
-            )
+            destination = output.with_name(f"{output.name}-{name}") if compare else output
+            figures, _ = transfer(photos, destination, **options | {"backbone": name})
             rows.append(figures)
             print("\n".join(f"{name:<32}{value}" for name, value in as_lines(figures).items()))
             serve = shlex.join(["python", "rest_api/app.py", "--model", str(destination)])
@@ -78,7 +63,7 @@ def main() -> None:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("\nStopped. The same command continues where it stopped.")
-    if args.compare:
+    if compare:
         print(comparison(names, rows))
 
 
