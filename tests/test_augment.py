@@ -30,8 +30,10 @@ def test_alternating_flip_shows_each_image_both_ways_in_two_epochs(rng):
     assert 400 < first.sum() < 600
 
 
-def test_random_flip_differs_between_epochs(rng):
-    first, second = augment.random_flips(1000, rng), augment.random_flips(1000, rng)
+def test_random_flip_mirrors_another_half_in_the_next_epoch(rng):
+    random = Augmentation(flip="random")
+    first, second = (augment.flips(1000, random, epoch, 3, rng) for epoch in range(2))
+    assert 400 < first.sum() < 600
     assert 400 < (first ^ second).sum() < 600
 
 
@@ -95,9 +97,14 @@ def test_resize_to_the_same_size_is_free(images):
     assert augment.resize(images, 32) is images
 
 
-def test_recipe_augmentation_is_a_function_of_the_generator(images):
-    augmentation = Augmentation(flip="random", crop=2, rotation=10, shift=0.1, cutout=8)
-
+@pytest.mark.parametrize(
+    "augmentation",
+    [
+        Augmentation(crop=2, rotation=10, shift=0.1, cutout=8),
+        Augmentation(crop=2, zoom=(0.5, 1.1), aspect=1.3, unzoomed=0.2, light=0.2),
+    ],
+)
+def test_augmentation_is_a_function_of_the_generator(images, augmentation):
     def augmented(seed: int) -> np.ndarray:
         return augment.augment(images, augmentation, np.random.default_rng(seed))
 
