@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+BINS = 15  # of the calibration error, as Guo et al. 2017 have them
+
 
 def views(images: np.ndarray) -> list[tuple[float, np.ndarray]]:
     """The six (weight, images) of test-time augmentation, as airbench has them.
@@ -53,25 +55,23 @@ def confusion_matrix(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return matrix
 
 
-def reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> np.ndarray:
-    """Confidence against accuracy in equal-width bins of confidence.
+def reliability(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Confidence against accuracy in BINS bins of confidence of equal width.
 
-    Returns (bins, 3): count, mean confidence, accuracy (both 0 in an empty bin).
+    Returns (BINS, 3): count, mean confidence, accuracy (both 0 in an empty bin).
     """
     confidence = probabilities.max(-1)
     correct = probabilities.argmax(-1) == labels
-    bin_of = np.minimum((confidence * bins).astype(int), bins - 1)
+    bin_of = np.minimum((confidence * BINS).astype(int), BINS - 1)
     count, confidence, correct = (
-        np.bincount(bin_of, weights, bins) for weights in (None, confidence, correct)
+        np.bincount(bin_of, weights, BINS) for weights in (None, confidence, correct)
     )
     return np.stack([count, confidence / count.clip(1), correct / count.clip(1)], axis=1)
 
 
-def expected_calibration_error(
-    probabilities: np.ndarray, labels: np.ndarray, bins: int = 15
-) -> float:
+def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """The mean gap between confidence and accuracy (Guo et al. 2017, arXiv:1706.04599)."""
-    count, confidence, correct = reliability(probabilities, labels, bins).T
+    count, confidence, correct = reliability(probabilities, labels).T
     return float((count * abs(confidence - correct)).sum() / len(labels))
 
 

@@ -122,13 +122,9 @@ def draw(throughputs: Mapping[str, Mapping[str, float]]) -> Figure:
 
 def throughputs(rounds: Rounds) -> dict[str, dict[str, float]]:
     """Medians at BUSY connections, by input and server."""
-    inputs = [name for name, number in rounds[0][OURS].loads if number == BUSY]
-    return {
-        name: {
-            server: statistics.median(
-                load.throughput for load in loads(rounds, server, (name, BUSY))
-            )
-            for server in rounds[0]
-        }
-        for name in inputs
-    }
+
+    def median(server: str, key: Key) -> float:
+        return statistics.median(load.throughput for load in loads(rounds, server, key))
+
+    keys = [key for key in rounds[0][OURS].loads if key[1] == BUSY]
+    return {key[0]: {server: median(server, key) for server in rounds[0]} for key in keys}
