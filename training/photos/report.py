@@ -1,9 +1,9 @@
 """How good a bundle is on its photos: one self-contained HTML page, and its plots as PNG."""
 
 import base64
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from timeit import timeit
 from typing import Any
 
 import jinja2
@@ -66,10 +66,7 @@ def examine(
 def milliseconds(predict: Predict, views: int, image_size: int) -> float:
     """The mean time of a prediction for one photo."""
     photo = np.zeros((views, image_size, image_size, 3), np.uint8)
-    start = time.perf_counter()
-    for _ in range(TIMED):
-        predict(photo)
-    return 1000 * (time.perf_counter() - start) / TIMED
+    return 1000 * timeit(lambda: predict(photo), number=TIMED) / TIMED
 
 
 def of_class(label: str, correct: np.ndarray) -> dict[str, Any]:
