@@ -41,8 +41,6 @@ SETTINGS = Settings()
 GRACE = 30  # seconds that accepted requests have to end when the server stops
 MAX_CONNECTIONS = 4096  # of each process
 OTHER_FILES = 64  # that a process has open
-# Linux spreads connections over all sockets of a port: there each process has its own.
-OWN_LISTENERS = sys.platform == "linux"
 METRICS_FILES = ("counter", "histogram", "gauge_livesum", "gauge_livemax")  # of prometheus_client
 METRICS_SIZE = 256 * 2**10  # bytes, written at the start: a disk that fills later does no harm
 
@@ -68,7 +66,7 @@ def create_app(
 
 
 def run_process(
-    settings: Settings, port: socket.socket, connections: int, number: int, parent: Connection
+    settings: Settings, connections: int, number: int, listener: socket.socket, parent: Connection
 ) -> None:
     """What each process of the server does: load the models, tell the parent, answer."""
     from rest_api import telemetry
@@ -103,7 +101,7 @@ def run_process(
 
         signal.signal(signal.SIGTERM, lambda *_: loop.call_soon_threadsafe(drain))
         signal.signal(signal.SIGINT, lambda *_: loop.call_soon_threadsafe(gateway.stop))
-        await gateway.listen(listener_of(port))
+        await gateway.listen(listener)
         parent.send_bytes(SERVES)
         orphan = asyncio.create_task(orphaned())
         orphan.add_done_callback(lambda _: gateway.stop())
@@ -117,7 +115,7 @@ def on_reload(reload: Callable[[], object]) -> None:
         signal.signal(signal.SIGHUP, lambda *_: reload())
 
 
-def serve(settings: Settings, port: socket.socket) -> int:
+def serve(settings: Settings) -> int:
     """Run until SIGTERM or Ctrl-C; the exit status.
 
     On SIGTERM the server says for `settings.drain` seconds that it is not ready, while it goes on
@@ -133,8 +131,9 @@ def serve(settings: Settings, port: socket.socket) -> int:
         address = f"http://{settings.host}:{settings.port}"
         print(f"cifar10-cnn {__version__}: serving {names} on {address}", flush=True)
         # Processes load the networks themselves, each its own: the parent holds none to fork.
-        work = partial(run_process, settings, port, connections)
-        return supervise(work, settings.workers, settings.drain + GRACE)
+        work = partial(run_process, settings, connections)
+        bind = binding(settings.host, settings.port)
+        return supervise(work, bind, settings.workers, settings.drain + GRACE)
 
 
 def allowed_connections() -> int:
@@ -193,32 +192,33 @@ def schedule_in_batches() -> None:
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
-def hold_port(host: str, port: int) -> socket.socket:
-    """A socket that keeps the port while processes come and go."""
-    socket.create_server((host, port)).close()  # raises OSError where another program has it
-    if not OWN_LISTENERS:
-        return socket.create_server((host, port))
-    held = socket.socket()
-    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    held.bind((host, port))
-    return held
+def binding(host: str, port: int) -> Callable[[], socket.socket]:
+    """What makes the sockets of the processes.
+
+    Linux spreads connections over all that listen at a port. Elsewhere, processes share one.
+    """
+    if sys.platform != "linux":
+        return socket.create_server((host, port)).dup
+
+    def bind() -> socket.socket:
+        each = socket.socket()
+        each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        each.bind((host, port))
+        return each
+
+    return bind
 
 
-def listener_of(port: socket.socket) -> socket.socket:
-    """What a process listens on, where hold_port() holds the port."""
-    return socket.create_server(port.getsockname(), reuse_port=True) if OWN_LISTENERS else port
-
-
-def check(settings: Settings) -> socket.socket:
-    """Hold the port; end the program with one line about what would stop every process."""
+def check(settings: Settings) -> None:
+    """End the program with one line about what would stop every process."""
     from rest_api.classifier import find_bundles
 
     host, port = settings.host, settings.port
     try:
         for path in find_bundles(settings.models):
             load_bundle(path).file(settings.engine)
-        return hold_port(host, port)
+        socket.create_server((host, port)).close()
     except BundleError as error:
         sys.exit(f"error: {error}")
     except OSError as error:
@@ -234,7 +234,8 @@ def check(settings: Settings) -> socket.socket:
 def main() -> None:
     on_reload(lambda: None)  # until there is something to reload
     settings = parse_arguments()
-    sys.exit(serve(settings, check(settings)))
+    check(settings)
+    sys.exit(serve(settings))
 
 
 if __name__ == "__main__":

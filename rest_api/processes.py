@@ -8,6 +8,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -15,13 +16,15 @@ from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds before one that could not load is started again
+# Seconds before another is started, by how many in a row have died before they served.
+PAUSES = (0, 0, 0.5, 1, 2, 4, 8, 16, 30)
 STOPS = (signal.SIGTERM, signal.SIGINT)
 SIGNALS = (*STOPS, signal.SIGHUP) if hasattr(signal, "SIGHUP") else STOPS
 SERVES = b"serves"  # what a process tells its parent
 
-# What a process does; it gets its number, and whom to tell that it SERVES.
-Work = Callable[[int, Connection], None]
+# What a process does; it gets its number, what to listen on, and whom to tell that it SERVES.
+Work = Callable[[int, socket.socket, Connection], None]
+Bind = Callable[[], socket.socket]
 
 # Forked, processes share the memory of what the parent has imported; macOS cannot do it safely.
 CONTEXT = (
@@ -34,10 +37,15 @@ log = logging.getLogger("rest_api")
 
 
 class Slot:
-    """One of the processes, whichever it is now."""
+    """One of the processes, whichever it is now.
 
-    def __init__(self, number: int):
-        self.number = number
+    Its socket outlives it: who connects while it is replaced waits for the next. Before a pause, a
+    new socket, at which nobody listens, lets clients go to the others.
+    """
+
+    def __init__(self, number: int, bind: Bind):
+        self.number, self.bind = number, bind
+        self.socket = bind()
         self.process: BaseProcess | None = None
         self.failures = 0  # processes in a row that have died before they served
         self.due = 0.0  # when to start the next
@@ -45,7 +53,7 @@ class Slot:
     def start(self, work: Work) -> None:
         self.news, told = multiprocessing.Pipe(duplex=False)
         self.serves = False
-        self.process = CONTEXT.Process(target=work, args=(self.number, told))
+        self.process = CONTEXT.Process(target=work, args=(self.number, self.socket, told))
         with signals_held():
             self.process.start()
         told.close()
@@ -57,31 +65,39 @@ class Slot:
         if not self.serves and self.news.poll():
             with suppress(EOFError):  # it has died
                 self.serves = self.news.recv_bytes() == SERVES
-                self.failures = 0
         status = None if self.process.is_alive() else self.process.exitcode
         if status is not None:
-            self.failures += not self.serves
-            pause = min(FIRST_PAUSE * 2 ** (self.failures - 1), LONGEST_PAUSE) * (not self.serves)
-            self.due = time.monotonic() + pause
-            when = f"in {pause:g} s" if pause else "now"
-            log.error("A server process has died (%d). Another is started %s.", status, when)
             self.process.close()
             self.process = None
             self.news.close()
+            self.plan_next(status)
         return status
 
+    def plan_next(self, status: int) -> None:
+        self.failures = 0 if self.serves else self.failures + 1
+        pause = PAUSES[min(self.failures, len(PAUSES) - 1)]
+        if pause:
+            self.socket.close()
+            self.socket = self.bind()
+        self.due = time.monotonic() + pause
+        when = f"in {pause:g} s" if pause else "now"
+        log.error("A server process has died (%d). Another is started %s.", status, when)
 
-def supervise(work: Work, number: int, grace: float) -> int:
+
+def supervise(work: Work, bind: Bind, number: int, grace: float) -> int:
     """Keep `number` processes at work until SIGTERM or Ctrl-C; the exit status of the server.
 
-    One that dies is replaced: at once, or after a growing pause where it died before it served.
+    `bind` makes the socket of each, which the process makes listen once it serves.
+
+    One that dies is replaced: at once, or after a growing pause where several in a row have died
+    before they served.
     If one cannot load before any has served, the status is 1. Signals are passed on. Those that
     have not ended `grace` seconds after a signal to stop are killed.
     """
     received, sender = multiprocessing.Pipe(duplex=False)
     for each in SIGNALS:
         signal.signal(each, lambda which, _: sender.send_bytes(bytes([which])))
-    slots = [Slot(number) for number in range(number)]
+    slots = [Slot(each, bind) for each in range(number)]
     has_served = False
     while True:
         for slot in slots:
