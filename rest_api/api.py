@@ -37,6 +37,10 @@ FAILURES = {
     f"HTTP_{status}": schema.Failure
     for status in (400, 401, 404, 405, 408, 413, 415, 422, 429, 503)
 }
+KEY_SCHEMES = {  # either serves
+    "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+    "bearer": {"type": "http", "scheme": "bearer"},
+}
 
 
 class App(Flask):
@@ -216,7 +220,9 @@ def requested_top(request: Request, classes: int) -> int:
 
 
 @api.get("/models")
-@spec.validate(resp=Responses(HTTP_200=schema.Models), operation_id="models")
+@spec.validate(
+    resp=Responses(HTTP_200=schema.Models, HTTP_401=schema.Failure), operation_id="models"
+)
 def models() -> Response:
     """The models that can be chosen, the default first."""
     listed = [
@@ -284,6 +290,10 @@ def describe(app: App) -> None:
         "schema": {"type": "object", "properties": {"image": files}, "required": ["image"]}
     }
     content["image/*"] = {"schema": binary}
+    if app.settings.api_keys:
+        document["components"]["securitySchemes"] = KEY_SCHEMES
+        for path, method in ((PREDICT, "post"), ("/models", "get")):
+            document["paths"][path][method]["security"] = [{name: []} for name in KEY_SCHEMES]
     app.description = msgspec.json.encode(document)
     for endpoint, view in app.view_functions.items():
         app.view_functions[endpoint] = inspect.unwrap(view)

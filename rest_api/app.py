@@ -7,34 +7,42 @@ Flask and what comes with it are imported in functions: --help does not wait for
 has something to set before prometheus_client is imported.
 """
 
+import asyncio
 import contextlib
 import logging
-import multiprocessing
 import os
 import signal
 import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
-from multiprocessing.synchronize import Event
+from itertools import product
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-if __name__ == "__main__":  # run as a file, from wherever: make `rest_api` importable
+if __name__ == "__main__":
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the imports take a while
+    # Run as a file, from wherever: make `rest_api` importable.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from rest_api import __version__
 from rest_api.bundle import BundleError, load_bundle
+from rest_api.processes import SERVES, STOPS, accept_signals, orphaned, supervise
 from rest_api.settings import Settings, parse_arguments
 
 if TYPE_CHECKING:
     from rest_api.api import App
-    from rest_api.gateway import Gateway
 
 SETTINGS = Settings()
 GRACE = 30  # seconds that accepted requests have to end when the server stops
+MAX_CONNECTIONS = 4096  # of each process
+OTHER_FILES = 64  # that a process has open
+METRICS_FILES = ("counter", "histogram", "gauge_livesum", "gauge_livemax")  # of prometheus_client
+METRICS_SIZE = 256 * 2**10  # bytes, written at the start: a disk that fills later does no harm
 
 
 def create_app(
@@ -57,80 +65,120 @@ def create_app(
     return app
 
 
-def create_worker(settings: Settings, draining: Event) -> "Gateway":
-    """The application in a process of the server, which reloads its models on SIGHUP."""
+def run_process(
+    settings: Settings, connections: int, number: int, listener: socket.socket, parent: Connection
+) -> None:
+    """What each process of the server does: load the models, tell the parent, answer."""
+    from rest_api import telemetry
     from rest_api.gateway import Gateway
 
+    for each in STOPS:
+        signal.signal(each, signal.SIG_DFL)  # nothing is lost before it serves
+    missed = threading.Event()  # a SIGHUP while the bundles are read
+    on_reload(missed.set)
+    accept_signals()
     logging.basicConfig(format="%(message)s", stream=sys.stdout)
     logging.getLogger("rest_api").setLevel(logging.INFO)
-    if not hasattr(signal, "SIGHUP"):
+    telemetry.count_as(number)
+    draining = threading.Event()
+    try:
         app = create_app(settings, draining.is_set)
-    else:
-        missed = threading.Event()  # a signal while the bundles are read the first time
-        signal.signal(signal.SIGHUP, lambda *_: missed.set())
-        app = create_app(settings, draining.is_set)
-        signal.signal(signal.SIGHUP, lambda *_: threading.Thread(target=app.reload).start())
-        if missed.is_set():
-            app.reload()
-    return Gateway(app.wsgi_app, app.refuse, settings.threads, settings.queue, settings.max_body)
+    except BundleError as error:
+        sys.exit(f"error: {error}")
+    on_reload(lambda: threading.Thread(target=app.reload).start())
+    if missed.is_set():
+        app.reload()
+    gateway = Gateway(
+        app.wsgi_app, app.refuse, settings.threads, settings.queue, settings.max_body, connections
+    )
+
+    async def work() -> None:
+        loop = asyncio.get_running_loop()
+
+        def drain() -> None:
+            draining.set()
+            loop.call_later(settings.drain, gateway.stop)
+
+        signal.signal(signal.SIGTERM, lambda *_: loop.call_soon_threadsafe(drain))
+        signal.signal(signal.SIGINT, lambda *_: loop.call_soon_threadsafe(gateway.stop))
+        await gateway.listen(listener)
+        parent.send_bytes(SERVES)
+        orphan = asyncio.create_task(orphaned())
+        orphan.add_done_callback(lambda _: gateway.stop())
+        await gateway.work()
+
+    asyncio.run(work())
 
 
-def serve(settings: Settings) -> None:
-    """Run until SIGTERM or Ctrl-C.
+def on_reload(reload: Callable[[], object]) -> None:
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, lambda *_: reload())
+
+
+def serve(settings: Settings) -> int:
+    """Run until SIGTERM or Ctrl-C; the exit status.
 
     On SIGTERM the server says for `settings.drain` seconds that it is not ready, while it goes on
     to answer; then it answers what it has accepted, for GRACE seconds at most, and ends.
     """
-    from granian import Granian
-    from granian.constants import Interfaces, Loops
-    from granian.log import LogLevels
+    connections = allowed_connections()
+    with shared_metrics(settings.workers):
+        import rest_api.api
+        import rest_api.gateway  # noqa: F401  # before the fork: processes share its memory
 
-    import rest_api.api  # noqa: F401  # before the fork: workers share its memory
-
-    schedule_in_batches()
-    draining = multiprocessing.Event()
-    server = Granian(
-        "rest_api.app",
-        address=settings.host,
-        port=settings.port,
-        interface=Interfaces.RSGI,
-        workers=settings.workers,
-        loop=Loops.asyncio,
-        websockets=False,
-        respawn_failed_workers=True,
-        respawn_interval=0,
-        workers_kill_timeout=GRACE,
-        log_level=LogLevels.error,
-    )
-
-    def start_draining(*_: object) -> None:
-        draining.set()
-        threading.Timer(settings.drain, server.signal_handler_interrupt).start()
-
-    def reload_workers(*_: object) -> None:
-        for process in multiprocessing.active_children():
-            if process.pid:
-                os.kill(process.pid, signal.SIGHUP)
-
-    def stop_at_once() -> None:
-        """In a worker, until it has loaded and takes the signals itself."""
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-    @server.on_startup
-    def begin() -> None:
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=stop_at_once)
-        signal.signal(signal.SIGTERM, start_draining)
-        if hasattr(signal, "SIGHUP"):
-            signal.signal(signal.SIGHUP, reload_workers)
+        schedule_in_batches()
         names = ", ".join(str(path) for path in settings.models)
         address = f"http://{settings.host}:{settings.port}"
         print(f"cifar10-cnn {__version__}: serving {names} on {address}", flush=True)
+        # Processes load the networks themselves, each its own: the parent holds none to fork.
+        work = partial(run_process, settings, connections)
+        bind = binding(settings.host, settings.port)
+        return supervise(work, bind, settings.workers, settings.drain + GRACE)
 
-    # Workers load the networks themselves, each its own: the parent holds none to fork.
-    loader: Callable[..., Any] = partial(create_worker, settings, draining)
-    server.serve(target_loader=loader, wrap_loader=False)
+
+def allowed_connections() -> int:
+    """How many connections a process can hold, with as many open files as the system allows."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return MAX_CONNECTIONS
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_CONNECTIONS + OTHER_FILES
+    files = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < files:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
+    if files <= OTHER_FILES:
+        sys.exit(f"error: {hard} open files are too few. Allow {wanted}: ulimit -n {wanted}")
+    if files < wanted:
+        warn(
+            f"{hard} open files leave {files - OTHER_FILES} connections for each process. "
+            f"Allow {wanted} for {MAX_CONNECTIONS}: ulimit -n {wanted}"
+        )
+    return files - OTHER_FILES
+
+
+@contextlib.contextmanager
+def shared_metrics(processes: int) -> Iterator[None]:
+    """Have processes count in files, through which each tells what all have counted.
+
+    Where there is no room for them, each process tells its own.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            made = tempfile.TemporaryDirectory(prefix="classifier-metrics-")
+            folder = Path(stack.enter_context(made))
+            for name, kind in product(["parent", *range(processes)], METRICS_FILES):
+                (folder / f"{kind}_{name}.db").write_bytes(bytes(METRICS_SIZE))
+        except OSError as error:
+            warn(f"GET /metrics tells of one process alone: no room for its files ({error}).")
+            stack.close()
+        else:
+            os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)  # prometheus_client looks there
+        yield
+
+
+def warn(message: str) -> None:
+    print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
 def schedule_in_batches() -> None:
@@ -144,8 +192,26 @@ def schedule_in_batches() -> None:
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
+def binding(host: str, port: int) -> Callable[[], socket.socket]:
+    """What makes the sockets of the processes.
+
+    Linux spreads connections over all that listen at a port. Elsewhere, processes share one.
+    """
+    if sys.platform != "linux":
+        return socket.create_server((host, port)).dup
+
+    def bind() -> socket.socket:
+        each = socket.socket()
+        each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        each.bind((host, port))
+        return each
+
+    return bind
+
+
 def check(settings: Settings) -> None:
-    """End the program with one line about what would stop every worker."""
+    """End the program with one line about what would stop every process."""
     from rest_api.classifier import find_bundles
 
     host, port = settings.host, settings.port
@@ -166,12 +232,10 @@ def check(settings: Settings) -> None:
 
 
 def main() -> None:
+    on_reload(lambda: None)  # until there is something to reload
     settings = parse_arguments()
     check(settings)
-    with tempfile.TemporaryDirectory(prefix="classifier-metrics-") as folder:
-        # Where processes keep their metrics for each other; prometheus_client looks at import.
-        os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
-        serve(settings)
+    sys.exit(serve(settings))
 
 
 if __name__ == "__main__":

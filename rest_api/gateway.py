@@ -1,46 +1,53 @@
-"""The gateway of a server process: an event loop takes requests in, a thread answers them.
+"""The gateway of a server process: an event loop takes requests in, threads answer them.
 
 The event loop waits until all of a request has arrived: a slow client occupies no thread. What is
-too much is refused before the application sees it. Granian calls by its own interface, RSGI
-(https://github.com/emmett-framework/granian, docs/spec/RSGI.md), and Flask is called by WSGI.
+too much is refused before the application, which is called by WSGI (PEP 3333), sees it.
 """
 
 import asyncio
-import contextlib
-import io
+import logging
+import socket
 import sys
 import threading
 import time
 from collections.abc import Callable
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, NamedTuple
 from wsgiref.types import WSGIApplication, WSGIEnvironment
 
-from granian.rsgi import HTTPProtocol, ProtocolClosed, Scope  # type: ignore[attr-defined]
-
+from rest_api.connection import Answer, Connection, Headers, State
 from rest_api.errors import RequestError
 from rest_api.schema import PREDICT
 
-READ_TIMEOUT = 30.0  # seconds that a client has to send its request
+READ_TIMEOUT = 30.0  # seconds for a request to begin, to arrive, and for its answer to be taken
+STOP_TIMEOUT = 2.5  # the same, once the server stops
 QUEUE_TIMEOUT = 10.0  # seconds that a request waits for its turn
-MAX_BUFFERED = 128 * 2**20  # bytes of all requests, from their arrival until they are answered
-MAX_DISCARDED = 200 * 2**20  # bytes of a refused request that are still read
+MAX_BUFFERED = 128 * 2**20  # bytes of requests until they are answered, of answers until taken
+BACKLOG = 1024  # connections that wait to be accepted
 TOO_SLOW = (
     f"The request took over {READ_TIMEOUT:g} seconds to arrive. Send less, or send it faster."
 )
 BUSY = "The server is busy. Ask again after the seconds that Retry-After gives."
+FAILED = "The server failed; its log says why."
 
-Headers = list[tuple[str, str]]
-Answer = tuple[int, Headers, bytes]
-Jobs = SimpleQueue[tuple[WSGIEnvironment, float, "asyncio.Future[Answer]"]]  # with the deadline
+log = logging.getLogger("rest_api")
+
+
+class Job(NamedTuple):
+    """A request that waits for a thread."""
+
+    connection: Connection
+    deadline: float  # for its turn
+    done: Callable[[Connection, Answer], None]  # to be called on the event loop
 
 
 class Gateway:
-    """The RSGI application around a WSGI one.
+    """Between a process's connections and the WSGI application; it belongs to the event loop.
 
     `threads` requests to /predict are worked on at a time, and `queue` more may wait. All other
     routes share one more thread, so that a busy server still tells its health. `refuse` makes the
-    WSGI application that answers with an error.
+    WSGI application that answers with an error. Of more than `max_connections`, the one whose
+    client has kept us waiting longest is closed.
     """
 
     def __init__(
@@ -50,142 +57,168 @@ class Gateway:
         threads: int,
         queue: int,
         max_body: int,
+        max_connections: int,
     ):
-        self.refuse = refuse
+        self.wsgi, self.refuse = wsgi, refuse
         self.max_body = max_body  # bytes to keep of a request; the application refuses a larger one
         self.max_buffered = max(MAX_BUFFERED, max_body)
-        self.predictions = start_threads(wsgi, threads, "predict")
-        self.others = start_threads(wsgi, 1, "other")
-        # Only the event loop counts these.
+        self.max_connections = max_connections
+        self.predictions = self.start_threads(threads, "predict")
+        self.others = self.start_threads(1, "other")
         self.slots = threads + queue
         self.buffered_bytes = 0
+        self.stopping = False
+        self.timeout = READ_TIMEOUT
+        self.connections: set[Connection] = set()
+        self.waiting: dict[Connection, float] = {}  # for the client, and since when; longest first
+        self.environ: WSGIEnvironment = {
+            "REQUEST_METHOD": "",
+            "SCRIPT_NAME": "",
+            "PATH_INFO": "",
+            "SERVER_PROTOCOL": "HTTP/1.1",
+            "wsgi.version": (1, 0),
+            "wsgi.url_scheme": "http",
+            "wsgi.errors": sys.stderr,
+            "wsgi.multithread": True,
+            "wsgi.multiprocess": True,
+            "wsgi.run_once": False,
+        }
 
-    async def __rsgi__(self, scope: Scope, protocol: HTTPProtocol) -> None:
-        with contextlib.suppress(ProtocolClosed):  # the client has gone
-            try:
-                answer = await self.answer(scope, protocol)
-            except RequestError as error:
-                answer = call_wsgi(self.refuse(error), wsgi_environ(scope, b"", 0))
-            protocol.response_bytes(*answer)
+    async def listen(self, listener: socket.socket) -> None:
+        """Accept who connects to `listener`."""
+        self.loop = asyncio.get_running_loop()
+        name, port = listener.getsockname()[:2]
+        self.environ |= {"SERVER_NAME": name, "SERVER_PORT": str(port)}
+        self.server = await self.loop.create_server(
+            lambda: Connection(self), sock=listener, backlog=BACKLOG
+        )
 
-    async def answer(self, scope: Scope, protocol: HTTPProtocol) -> Answer:
-        """Read a request and have a thread answer it. Raises RequestError on what is too much."""
-        keep = self.max_body if scope.method == "POST" else 0
-        expected = min(int(scope.headers.get("content-length", keep)), keep)
-        over_budget = self.buffered_bytes + expected > self.max_buffered
-        if over_budget:
-            keep = expected = 0
+    async def work(self) -> None:
+        """Answer them, until stop() is called and all have their answers."""
+        while not self.stopping or self.connections:
+            self.expire()
+            await asyncio.sleep(0.1)
+
+    def stop(self) -> None:
+        """Accept no more, close the connections that ask for nothing, answer the others."""
+        self.stopping, self.timeout = True, STOP_TIMEOUT
+        self.server.close()
+        for connection in list(self.waiting):
+            self.wait(connection)
+            if connection.state is State.IDLE:
+                connection.transport.close()
+
+    def expire(self) -> None:
+        """Deal with the clients whose time is over."""
+        due = time.monotonic() - self.timeout
+        while self.waiting:
+            connection, since = next(iter(self.waiting.items()))
+            if since > due:
+                return
+            del self.waiting[connection]
+            connection.expire()
+
+    # Called by the connections.
+
+    def connected(self, connection: Connection) -> None:
+        self.connections.add(connection)
+        self.wait(connection)
+        if len(self.connections) > self.max_connections and self.waiting:
+            next(iter(self.waiting)).transport.abort()
+
+    def disconnected(self, connection: Connection) -> None:
+        self.connections.discard(connection)
+        self.waiting.pop(connection, None)
+        self.hold_unsent(connection, 0)
+        if connection.state is not State.ANSWERING:  # else the body is still in memory
+            self.release(connection)
+
+    def wait(self, connection: Connection) -> None:
+        """Give the client its time, from now on."""
+        self.waiting.pop(connection, None)
+        self.waiting[connection] = time.monotonic()
+
+    def too_slow(self) -> RequestError:
+        return RequestError(408, "too_slow", TOO_SLOW)
+
+    def reserve(self, connection: Connection, length: int | None) -> int:
+        """How many bytes to keep of a body of `length` bytes, None where that is not known."""
+        limit = self.max_body if connection.environ["REQUEST_METHOD"] == "POST" else 0
+        expected = limit if length is None else length
+        if expected > limit:
+            return 0
+        if self.buffered_bytes + expected > self.max_buffered:
+            connection.over_budget = True
+            return 0
         self.buffered_bytes += expected
-        try:
-            body, size = await read(scope, protocol, keep)
-            environ = wsgi_environ(scope, body, size)
-            if scope.path != PREDICT:
-                return await submit(environ, self.others)
-            if over_budget or not self.slots:
-                raise overloaded()
+        connection.reserved = expected
+        return expected
+
+    def release(self, connection: Connection) -> None:
+        """The body is no longer in memory."""
+        self.buffered_bytes -= connection.reserved
+        connection.reserved = 0
+
+    def hold_unsent(self, connection: Connection, size: int) -> None:
+        """Count what the client has not taken of its answers; drop it where that is too much."""
+        self.buffered_bytes += size - connection.held
+        connection.held = size
+        if size and self.buffered_bytes > self.max_buffered:
+            connection.transport.abort()
+
+    def take(self, connection: Connection) -> None:
+        """Have a thread answer a request that has arrived whole."""
+        self.waiting.pop(connection, None)
+        deadline = time.monotonic() + QUEUE_TIMEOUT
+        if connection.environ["PATH_INFO"] != PREDICT:
+            self.others.put(Job(connection, deadline, Connection.send))
+        elif connection.over_budget or not self.slots:
+            connection.send(self.refusal(overloaded(), connection.environ))
+        else:
             self.slots -= 1
-            try:
-                return await submit(environ, self.predictions)
-            finally:
-                self.slots += 1
-        finally:
-            self.buffered_bytes -= expected
+            self.predictions.put(Job(connection, deadline, self.predicted))
+
+    def predicted(self, connection: Connection, answer: Answer) -> None:
+        self.slots += 1
+        connection.send(answer)
+
+    def start_threads(self, threads: int, name: str) -> SimpleQueue[Job]:
+        """Start threads that do the jobs of the queue returned.
+
+        A ThreadPoolExecutor would do the same, and take a twentieth of the server's time for it.
+        """
+        jobs: SimpleQueue[Job] = SimpleQueue()
+
+        def work() -> None:
+            while True:
+                job = jobs.get()
+                answer = self.answer(job)
+                self.loop.call_soon_threadsafe(job.done, job.connection, answer)
+
+        for number in range(threads):
+            threading.Thread(target=work, name=f"{name}-{number}", daemon=True).start()
+        return jobs
+
+    def answer(self, job: Job) -> Answer:
+        """The application's answer to a request, or why there is none; in a thread."""
+        if job.connection.lost:
+            return 499, [], b""  # nobody waits for it
+        environ = job.connection.environ
+        if time.monotonic() > job.deadline:
+            return self.refusal(overloaded(), environ)
+        try:
+            return call_wsgi(self.wsgi, self.environ | environ)
+        except Exception:
+            log.exception("The application failed.")
+            return self.refusal(RequestError(500, "internal_server_error", FAILED), environ)
+
+    def refusal(self, error: RequestError, environ: WSGIEnvironment) -> Answer:
+        """The answer to a request of which no more than `environ` is known."""
+        return call_wsgi(self.refuse(error), self.environ | environ)
 
 
 def overloaded() -> RequestError:
     return RequestError(503, "overloaded", BUSY, {"Retry-After": "1"})  # seconds
-
-
-async def submit(environ: WSGIEnvironment, jobs: Jobs) -> Answer:
-    """Have a thread answer a request. Raises RequestError if its turn comes too late."""
-    answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-    jobs.put((environ, time.monotonic() + QUEUE_TIMEOUT, answered))
-    return await answered
-
-
-def start_threads(wsgi: WSGIApplication, threads: int, name: str) -> Jobs:
-    """Start threads that answer what is put into the queue returned.
-
-    A ThreadPoolExecutor would do the same, and take a twentieth of the server's time for it.
-    """
-    jobs: Jobs = SimpleQueue()
-
-    def answer(
-        environ: WSGIEnvironment, deadline: float, answered: "asyncio.Future[Answer]"
-    ) -> None:
-        finish: Callable[[Any], None] = answered.set_result
-        outcome: Answer | Exception
-        try:
-            if time.monotonic() > deadline:
-                raise overloaded()
-            outcome = call_wsgi(wsgi, environ)
-        except Exception as error:
-            finish, outcome = answered.set_exception, error
-        answered.get_loop().call_soon_threadsafe(finish, outcome)
-
-    def work() -> None:
-        while True:
-            answer(*jobs.get())
-
-    for number in range(threads):
-        threading.Thread(target=work, name=f"{name}-{number}", daemon=True).start()
-    return jobs
-
-
-async def read(scope: Scope, protocol: HTTPProtocol, keep: int) -> tuple[bytes, int]:
-    """The body of a request and its size; of one larger than `keep` bytes, nothing is kept.
-
-    That one is read to its end all the same: a client that is still sending when the connection
-    closes would see no answer. Raises RequestError if the client is too slow.
-    """
-    try:
-        async with asyncio.timeout(READ_TIMEOUT):
-            if int(scope.headers.get("content-length", keep + 1)) <= keep:
-                body = await protocol()  # less than half the cost of its chunks
-                return body, len(body)
-            chunks, size = [], 0
-            async for chunk in protocol:
-                size += len(chunk)
-                if size <= keep:
-                    chunks.append(chunk)
-                elif size > MAX_DISCARDED:
-                    break
-    except TimeoutError as error:
-        raise RequestError(408, "too_slow", TOO_SLOW) from error
-    return b"".join(chunks) if size <= keep else b"", size
-
-
-def wsgi_environ(scope: Scope, body: bytes, size: int) -> WSGIEnvironment:
-    """A request as WSGI (PEP 3333) has it."""
-    server, _, port = scope.server.rpartition(":")
-    environ: WSGIEnvironment = {
-        "REQUEST_METHOD": scope.method,
-        "SCRIPT_NAME": "",
-        "PATH_INFO": scope.path.encode().decode("latin-1"),
-        "QUERY_STRING": scope.query_string,
-        "SERVER_NAME": server,
-        "SERVER_PORT": port,
-        "SERVER_PROTOCOL": f"HTTP/{scope.http_version}",
-        "REMOTE_ADDR": scope.client.rpartition(":")[0],
-        "wsgi.version": (1, 0),
-        "wsgi.url_scheme": scope.scheme,
-        "wsgi.input": io.BytesIO(body),
-        "wsgi.errors": sys.stderr,
-        "wsgi.multithread": True,
-        "wsgi.multiprocess": True,
-        "wsgi.run_once": False,
-    }
-    for name, value in scope.headers.items():
-        if "_" in name:
-            continue  # x_forwarded_for would pass for what a proxy says in X-Forwarded-For
-        if name == "transfer-encoding":
-            continue  # what came in chunks is whole now: Flask would take it for endless
-        key = "HTTP_" + name.upper().replace("-", "_")
-        environ[key] = f"{environ[key]},{value}" if key in environ else value
-    if "HTTP_CONTENT_TYPE" in environ:
-        environ["CONTENT_TYPE"] = environ.pop("HTTP_CONTENT_TYPE")
-    environ["CONTENT_LENGTH"] = str(size)
-    return environ
 
 
 def call_wsgi(wsgi: WSGIApplication, environ: WSGIEnvironment) -> Answer:

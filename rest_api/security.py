@@ -12,7 +12,7 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 
 from rest_api.errors import RequestError
 from rest_api.schema import PREDICT
-from rest_api.settings import Settings
+from rest_api.settings import Settings, storage_options
 
 # The routes that need a key where there are keys, and that pages of other origins may use.
 SHARED = (PREDICT, "/models")
@@ -48,6 +48,8 @@ def init_app(app: Flask, settings: Settings) -> None:
             app=app,
             default_limits=[settings.rate_limit],
             storage_uri=settings.rate_storage,
+            storage_options=storage_options(settings.rate_storage),
+            in_memory_fallback_enabled=True,  # each process counts while the storage is away
             headers_enabled=True,
         )
         limiter.request_filter(lambda: not is_for(PREDICT))

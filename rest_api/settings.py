@@ -6,6 +6,7 @@ table in the documentation come from what stands here.
 
 import argparse
 import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -62,10 +63,29 @@ def int_between(low: int, high: int, unit: int = 1) -> Callable[[str], int]:
 
 
 def keys_in(path: str) -> list[str]:
+    """The keys of a file, for argparse."""
     try:
-        return Path(path).read_text(encoding="utf-8").split()
-    except (OSError, ValueError) as error:
+        return keys(Path(path).read_text(encoding="utf-8"), path)
+    except (OSError, UnicodeError) as error:
         raise argparse.ArgumentTypeError(f"cannot read {path}: {error}") from error
+
+
+def keys_of_environment() -> list[str]:
+    """Those of $API_KEYS; an empty one is as good as none."""
+    text = os.environ.get("API_KEYS")
+    try:
+        return keys(text, "$API_KEYS") if text else []
+    except argparse.ArgumentTypeError as error:
+        sys.exit(f"error: {error}")
+
+
+def keys(text: str, source: str) -> list[str]:
+    found = text.split()
+    if not found:
+        raise argparse.ArgumentTypeError(f"{source} holds no key, which would open the server")
+    if not text.isascii():  # clients do not agree on how to send others
+        raise argparse.ArgumentTypeError(f"{source} holds a key with other than ASCII characters")
+    return found
 
 
 def rate(text: str) -> str:
@@ -76,6 +96,25 @@ def rate(text: str) -> str:
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not a rate such as 60/minute") from error
     return text
+
+
+def storage(address: str) -> str:
+    """The address of a storage that can be reached, for argparse."""
+    from limits.errors import ConfigurationError
+    from limits.storage import storage_from_string
+
+    try:
+        if storage_from_string(address, **storage_options(address)).check() is True:
+            return address
+    except (ConfigurationError, ValueError) as error:
+        raise argparse.ArgumentTypeError(f"{address} cannot be used: {error}") from error
+    raise argparse.ArgumentTypeError(f"{address} cannot be reached")
+
+
+def storage_options(address: str) -> dict[str, Any]:
+    """For limits: seconds that a request waits for Redis at most."""
+    timeouts = {"socket_connect_timeout": 1, "socket_timeout": 1}
+    return timeouts if address.startswith("redis") else {}
 
 
 @dataclass(frozen=True)
@@ -128,7 +167,7 @@ class Settings:
         "--api-keys",
         "a file of keys, one a line, one of which a request must carry",
         "those in `$API_KEYS`, else open to all",
-        environment=lambda: os.environ.get("API_KEYS", "").split(),
+        environment=keys_of_environment,
         type=keys_in,
     )
     rate_limit: str = option(
@@ -139,6 +178,7 @@ class Settings:
         "--rate-storage",
         "where its counts are; with `memory://` each process counts for itself, a `redis://` "
         "address (`pip install redis`) makes them share",
+        type=storage,
     )
     proxies: int = number(
         0,

@@ -62,7 +62,12 @@ def browser() -> Iterator[Browser]:
         pytest.skip("needs Chromium: apt install chromium")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
-            executable_path=chromium, args=["--no-sandbox", "--disable-dev-shm-usage"]
+            executable_path=chromium,
+            args=[
+                "--no-sandbox",
+                "--disable-dev-shm-usage",
+                "--host-resolver-rules=MAP lan.test 127.0.0.1",  # a name that is not localhost
+            ],
         )
         yield browser
         browser.close()

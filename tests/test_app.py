@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -46,14 +47,17 @@ def test_server_says_where_it_listens_and_is_no_debugger():
 
 def test_workers_serve_from_processes_of_their_own():
     with server("--workers", "3") as (process, port):
-        children = subprocess.run(
-            ["ps", "--no-headers", "--ppid", str(process.pid), "-o", "pid"],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        assert len(children.stdout.split()) == 3
+        deadline = time.monotonic() + 30
+        while len(children_of(process)) < 3:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
         assert ask(port)["success"]
+        assert len(children_of(process)) == 3
+
+
+def children_of(process: subprocess.Popen) -> list[str]:
+    command = ["ps", "--no-headers", "--ppid", str(process.pid), "-o", "pid"]
+    return subprocess.run(command, capture_output=True, text=True).stdout.split()
 
 
 @pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="scheduled in batches on Linux only")

@@ -2,50 +2,22 @@
 
 import asyncio
 import json
+import socket
+import struct
 import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.client import HTTPResponse
 from types import SimpleNamespace
 
 import pytest
-from granian.rsgi import ProtocolClosed
 
-from rest_api import gateway
+from rest_api import connection, gateway
 from rest_api.api import refusal
 from rest_api.app import create_app
 from rest_api.gateway import Gateway
 from rest_api.settings import Settings
-
-
-class Client:
-    """RSGI's scope and protocol of one request, whose body comes in these chunks."""
-
-    def __init__(self, *chunks: bytes, path="/predict", method="POST", pause=0.0, **scope):
-        headers = {"content-length": str(sum(map(len, chunks)))}
-        self.scope = SimpleNamespace(
-            http_version="1.1",
-            server="127.0.0.1:5000",
-            client="10.0.0.7:54321",
-            scheme="http",
-            method=method,
-            path=path,
-            query_string="top=3",
-            headers=headers,
-        )
-        vars(self.scope).update(scope)
-        self.chunks, self.pause, self.read, self.answer = chunks, pause, 0, None
-
-    async def __call__(self) -> bytes:
-        await asyncio.sleep(self.pause)
-        self.read = sum(map(len, self.chunks))
-        return b"".join(self.chunks)
-
-    async def __aiter__(self):
-        for chunk in self.chunks:
-            await asyncio.sleep(self.pause)
-            self.read += len(chunk)
-            yield chunk
-
-    def response_bytes(self, status, headers, body):
-        self.answer = status, dict(headers), body
 
 
 def application(environ, start_response):
@@ -54,21 +26,83 @@ def application(environ, start_response):
     return [environ["CONTENT_LENGTH"].encode(), b":", environ["wsgi.input"].read()]
 
 
-def ask(*clients: Client, wsgi=application, threads=1, queue=0, max_body=100) -> list:
-    """The answers to clients that come at the same time."""
-    gate = Gateway(wsgi, refusal, threads, queue, max_body)
+@contextmanager
+def gate(
+    wsgi=application, refuse=refusal, threads=1, queue=0, max_body=100, max_connections=100
+) -> Iterator[SimpleNamespace]:
+    """A gateway at work in a thread: itself, its port, and a way to stop it."""
+    made = Gateway(wsgi, refuse, threads, queue, max_body, max_connections)
+    listener = socket.create_server(("127.0.0.1", 0))
+    listens = threading.Event()
 
-    async def all_at_once() -> None:
-        await asyncio.gather(*(gate.__rsgi__(client.scope, client) for client in clients))
+    async def work() -> None:
+        await made.listen(listener)
+        listens.set()
+        await made.work()
 
-    asyncio.run(all_at_once())
-    return [client.answer for client in clients]
+    thread = threading.Thread(target=asyncio.run, args=(work(),))
+    thread.start()
+    assert listens.wait(10)
+
+    def stop() -> None:
+        if not made.stopping:
+            made.loop.call_soon_threadsafe(made.stop)
+
+    try:
+        yield SimpleNamespace(
+            gateway=made, port=listener.getsockname()[1], stop=stop, thread=thread
+        )
+    finally:
+        stop()
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+def request(body: bytes = b"", path="/predict", method="POST", **headers: str) -> bytes:
+    """The bytes of a request."""
+    lines = [f"{method} {path} HTTP/1.1", "Host: x"]
+    if "transfer_encoding" not in headers:
+        headers = {"content_length": str(len(body)), **headers}
+    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+def connect(port: int) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", port), timeout=20)
+
+
+def answer_of(client: socket.socket) -> tuple[int, dict[str, str], bytes]:
+    """Status, headers and body of the next answer."""
+    response = HTTPResponse(client)
+    response.begin()
+    return response.status, dict(response.getheaders()), response.read()
+
+
+def ask(port: int, sent: bytes) -> tuple[int, dict[str, str], bytes]:
+    with connect(port) as client:
+        client.sendall(sent)
+        return answer_of(client)
 
 
 def code(answer: tuple) -> str:
     status, headers, body = answer
     assert headers["Content-Length"] == str(len(body))
     return f"{status} {json.loads(body)['error']['code']}"
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def is_closed(client: socket.socket) -> bool:
+    """Whether the server has closed; waits for it."""
+    try:
+        return client.recv(1) == b""
+    except ConnectionResetError:
+        return True
 
 
 def test_application_gets_the_whole_request():
@@ -78,23 +112,30 @@ def test_application_gets_the_whole_request():
         seen.update(environ)
         return application(environ, start_response)
 
-    headers = [("content-type", "image/png"), ("x-forwarded-for", "a"), ("x-forwarded-for", "b")]
-    client = Client(
-        b"abc",
-        b"def",
-        path="/pré",
-        headers=SimpleNamespace(
-            **{
-                "items": lambda: headers,
-                "get": lambda name, default: default,
-            }
-        ),
-    )
-    assert ask(client, wsgi=wsgi) == [(200, {"X-Path": "/pr\xc3\xa9"}, b"6:abcdef")]
+    sent = request(b"abcdef", "/pr%C3%A9?top=3", content_type="image/png", x_forwarded_for="a")
+    sent = sent.replace(b"\r\n\r\n", b"\r\nX-Forwarded-For: b\r\n\r\n")
+    with gate(wsgi) as server, connect(server.port) as client:
+        for part in (sent[:30], sent[30:-3], sent[-3:]):
+            client.sendall(part)
+            time.sleep(0.02)
+        status, headers, body = answer_of(client)
+    assert (status, headers["X-Path"], body) == (200, "/pr\xc3\xa9", b"6:abcdef")
     assert seen["CONTENT_TYPE"] == "image/png"
     assert seen["HTTP_X_FORWARDED_FOR"] == "a,b"
-    assert (seen["REMOTE_ADDR"], seen["SERVER_PORT"]) == ("10.0.0.7", "5000")
+    assert (seen["REMOTE_ADDR"], seen["SERVER_PORT"]) == ("127.0.0.1", str(server.port))
     assert (seen["QUERY_STRING"], seen["REQUEST_METHOD"]) == ("top=3", "POST")
+
+
+def test_one_connection_serves_many_requests():
+    with gate() as server, connect(server.port) as client:
+        for number in (b"1", b"22", b"333"):
+            client.sendall(request(number))
+            assert answer_of(client)[2] == b"%d:%s" % (len(number), number)
+
+
+def test_address_of_a_whole_url_is_its_path():
+    with gate() as server:
+        assert ask(server.port, request(path="http://x/predict?top=3"))[1]["X-Path"] == "/predict"
 
 
 def test_header_with_an_underscore_does_not_pass_for_a_proxys():
@@ -104,44 +145,170 @@ def test_header_with_an_underscore_does_not_pass_for_a_proxys():
         seen.update(environ)
         return application(environ, start_response)
 
-    headers = {"content-length": "1", "x-forwarded-for": "a", "x_forwarded_for": "forged"}
-    ask(Client(b"x", headers=headers), wsgi=wsgi)
+    sent = request(b"x", x_forwarded_for="a").replace(
+        b"Host: x", b"Host: x\r\nX_Forwarded_For: forged"
+    )
+    with gate(wsgi) as server:
+        ask(server.port, sent)
     assert seen["HTTP_X_FORWARDED_FOR"] == "a"
+
+
+CHUNKS = b"3\r\nabc\r\n3\r\ndef\r\n0\r\nX-Trailer: late\r\n\r\n"
 
 
 def test_chunks_are_not_announced_to_the_application_that_gets_them_whole():
     def wsgi(environ, start_response):
-        assert not {name for name in environ if "TRANSFER" in name}
+        assert not {name for name in environ if "TRANSFER" in name or "TRAILER" in name}
         return application(environ, start_response)
 
-    client = Client(b"abc", b"def", headers={"transfer-encoding": "chunked"})
-    assert ask(client, wsgi=wsgi)[0][2] == b"6:abcdef"
+    with gate(wsgi) as server:
+        answer = ask(server.port, request(transfer_encoding="chunked") + CHUNKS)
+    assert answer[2] == b"6:abcdef"
 
 
 def test_body_over_the_limit_is_read_to_its_end_and_not_kept():
-    for headers in ({"content-length": "120"}, {}):  # announced, and not
-        client = Client(b"x" * 60, b"y" * 60, headers=headers)
-        assert ask(client) == [(200, {"X-Path": "/predict"}, b"120:")]
-        assert client.read == 120
-
-
-def test_body_without_a_length_is_taken_up_to_the_limit():
-    assert ask(Client(b"x" * 60, b"y" * 40, headers={}))[0][2] == b"100:" + b"x" * 60 + b"y" * 40
+    chunks = b"3c\r\n" + b"x" * 60 + b"\r\n3c\r\n" + b"y" * 60 + b"\r\n0\r\n\r\n"
+    with gate() as server:
+        for sent in (request(b"x" * 120), request(transfer_encoding="chunked") + chunks):
+            assert ask(server.port, sent)[2] == b"120:"
+        assert server.gateway.buffered_bytes == 0
 
 
 def test_endless_body_is_given_up(monkeypatch):
-    monkeypatch.setattr(gateway, "MAX_DISCARDED", 1000)
-    client = Client(*[b"x" * 100] * 50, headers={})
-    ask(client)
-    assert client.read == 1100
+    monkeypatch.setattr(connection, "MAX_DISCARDED", 1000)
+    with gate() as server:
+        head = request(content_length="1000000")
+        assert code(ask(server.port, head + b"x" * 2000)) == "413 too_large"
 
 
-def test_slow_client_is_told_so_and_holds_no_thread(monkeypatch):
-    monkeypatch.setattr(gateway, "READ_TIMEOUT", 0.1)
-    slow, quick = Client(b"abc", pause=30), Client(b"abc")
-    refused, answered = ask(slow, quick)  # with one thread
-    assert code(refused) == "408 too_slow"
-    assert answered[0] == 200
+def test_client_that_asks_before_it_sends_is_told_to_go_on():
+    with gate() as server, connect(server.port) as client:
+        client.sendall(request(expect="100-continue", content_length="3"))
+        assert client.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        client.sendall(b"abc")
+        assert answer_of(client)[2] == b"3:abc"
+
+
+def test_client_that_closes_its_side_after_the_request_is_answered():
+    def wsgi(environ, start_response):
+        time.sleep(0.2)
+        return application(environ, start_response)
+
+    with gate(wsgi) as server, connect(server.port) as client:
+        client.sendall(request(b"abc"))
+        client.shutdown(socket.SHUT_WR)
+        assert answer_of(client)[2] == b"3:abc"
+        assert is_closed(client)
+
+
+def test_request_before_the_last_answer_closes_the_connection_after_it():
+    with gate() as server, connect(server.port) as client:
+        client.sendall(request(b"one") + request(b"two"))
+        status, headers, body = answer_of(client)
+        assert (status, headers["Connection"], body) == (200, "close", b"3:one")
+        assert is_closed(client)
+
+
+@pytest.mark.parametrize(("version", "kept"), [("1.0", False), ("1.1", True)])
+def test_old_clients_connection_is_kept_only_where_it_asks(version, kept):
+    sent = request(b"abc").replace(b"HTTP/1.1", f"HTTP/{version}".encode())
+    with gate() as server:
+        assert ask(server.port, sent)[1].get("Connection") == (None if kept else "close")
+        kept_alive = sent.replace(b"Host: x", b"Host: x\r\nConnection: keep-alive")
+        expected = None if version == "1.1" else "keep-alive"
+        assert ask(server.port, kept_alive)[1].get("Connection") == expected
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",  # TLS
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",  # HTTP/2
+        b"X" * 400_000 + b" / HTTP/1.1\r\n\r\n",
+        b"GET /\r\n\r\n",
+        b"GET / HTTP/1.2\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost : x\r\n\r\n",
+        request(b"abc", content_length="0" * 5000),
+        request(b"abc", content_length="-3"),
+        request(b"abc", content_length=""),
+        request(b"abc", content_length="3\r\nContent-Length: 4"),
+        request(b"abc", content_length="3\r\nTransfer-Encoding: chunked"),
+        request(b"abc", content_length="99999999999999999999999"),
+        request(transfer_encoding="chunked") + b"ffffffffffffffffff\r\n",
+        request(transfer_encoding="chunked") + b"xyz\r\n",
+        request(b"abc", connection="Upgrade", upgrade="h2c"),
+    ],
+)
+def test_malformed_request_is_refused_and_logged_in_a_short_line(sent, caplog):
+    caplog.set_level("INFO", "rest_api.requests")
+    app = create_app()
+    with gate(app.wsgi_app, app.refuse) as server:
+        status, headers, body = ask(server.port, sent)
+    assert (status, json.loads(body)["error"]["code"]) == (400, "bad_request")
+    assert headers["Connection"] == "close"
+    assert headers["X-Request-ID"]
+    (record,) = caplog.records
+    assert len(record.message) < 300
+
+
+def test_endless_headers_are_refused():
+    header = b"X-Long: " + b"x" * 1000 + b"\r\n"
+    trailers = request(transfer_encoding="chunked") + b"0\r\n" + header * 200
+    frames = request(transfer_encoding="chunked") + b"1;" + b"x" * 200_000
+    with gate() as server:
+        for sent in (b"GET / HTTP/1.1\r\n" + header * 200, trailers, frames):
+            assert code(ask(server.port, sent)) == "431 headers_too_large"
+        assert server.gateway.buffered_bytes == 0
+
+
+def test_silent_client_is_closed_and_slow_one_told_so(monkeypatch):
+    monkeypatch.setattr(gateway, "READ_TIMEOUT", 0.3)
+    with (
+        gate() as server,
+        connect(server.port) as silent,
+        connect(server.port) as idle,
+        connect(server.port) as slow_head,
+        connect(server.port) as slow_body,
+    ):
+        idle.sendall(request(b"abc"))
+        answer_of(idle)
+        slow_head.sendall(b"GET / HT")
+        slow_body.sendall(request(content_length="10") + b"abc")
+        assert ask(server.port, request(b"abc"))[0] == 200  # with one thread
+        assert code(answer_of(slow_head)) == "408 too_slow"
+        assert code(answer_of(slow_body)) == "408 too_slow"
+        assert is_closed(silent)
+        assert is_closed(idle)
+        until(lambda: server.gateway.buffered_bytes == 0)
+
+
+def test_of_too_many_connections_the_one_that_waits_longest_is_closed():
+    with gate(max_connections=2) as server, connect(server.port) as first:
+        until(lambda: len(server.gateway.connections) == 1)
+        with connect(server.port) as second, connect(server.port) as third:
+            assert is_closed(first)
+            for client in (third, second):
+                client.sendall(request(b"abc"))
+                assert answer_of(client)[0] == 200
+
+
+def test_client_that_takes_no_answers_holds_a_limited_memory(monkeypatch):
+    monkeypatch.setattr(gateway, "MAX_BUFFERED", 20_000_000)
+
+    def wsgi(environ, start_response):
+        start_response("200 OK", [])
+        return [bytes(8_000_000)]
+
+    with gate(wsgi) as server:
+        clients = [connect(server.port) for _ in range(8)]
+        for client in clients:
+            client.sendall(request(path="/file", method="GET"))
+        until(lambda: len(server.gateway.connections) <= 4)
+        assert server.gateway.buffered_bytes <= 20_000_000
+        for client in clients:
+            client.close()
+        until(lambda: not server.gateway.connections)
+        assert server.gateway.buffered_bytes == 0
 
 
 def test_full_queue_is_refused_at_once_and_told_when_to_come_back():
@@ -150,39 +317,70 @@ def test_full_queue_is_refused_at_once_and_told_when_to_come_back():
     def wsgi(environ, start_response):
         if environ["PATH_INFO"] == "/predict":
             assert leave.wait(30)
-        else:
-            leave.set()  # another route is answered while all of /predict is busy
         return application(environ, start_response)
 
-    clients = [Client(b"x") for _ in range(4)] + [Client(path="/health", method="GET")]
-    *answers, health = ask(*clients, wsgi=wsgi, threads=1, queue=1)
-    assert [answer[0] for answer in answers] == [200, 200, 503, 503]
-    assert code(answers[2]) == "503 overloaded"
-    assert answers[2][1]["Retry-After"] == "1"
-    assert health[0] == 200
+    with gate(wsgi, threads=1, queue=1) as server:
+        accepted = [connect(server.port) for _ in range(2)]
+        for client in accepted:
+            client.sendall(request(b"x"))
+        until(lambda: server.gateway.slots == 0)
+        for _ in range(2):
+            refused = ask(server.port, request(b"x"))
+            assert code(refused) == "503 overloaded"
+            assert refused[1]["Retry-After"] == "1"
+        # Another route is answered while all of /predict is busy.
+        assert ask(server.port, request(path="/health", method="GET"))[0] == 200
+        leave.set()
+        for client in accepted:
+            assert answer_of(client)[0] == 200
+            client.close()
+        assert server.gateway.slots == 2
 
 
-def test_slot_is_free_again_after_a_failure():
+def test_slot_is_free_again_after_a_failure(caplog):
     def wsgi(environ, start_response):
         raise RuntimeError
 
-    gate = Gateway(wsgi, refusal, threads=1, queue=0, max_body=100)
-    for _ in range(2):
-        client = Client(b"x")
-        with pytest.raises(RuntimeError):
-            asyncio.run(gate.__rsgi__(client.scope, client))
-    assert gate.slots == 1
+    with gate(wsgi) as server:
+        for _ in range(2):
+            assert code(ask(server.port, request(b"x"))) == "500 internal_server_error"
+        assert server.gateway.slots == 1
+    assert "RuntimeError" in caplog.text
+
+
+def test_nobody_works_for_a_client_that_has_reset_its_connection():
+    begun, leave, worked = threading.Event(), threading.Event(), []
+
+    def wsgi(environ, start_response):
+        worked.append(environ["wsgi.input"].read())
+        begun.set()
+        assert leave.wait(30)
+        return application(environ, start_response)
+
+    with gate(wsgi, queue=1) as server:
+        with connect(server.port) as stays, connect(server.port) as goes:
+            stays.sendall(request(b"stays"))
+            assert begun.wait(10)
+            goes.sendall(request(b"goes"))
+            until(lambda: server.gateway.slots == 0)
+            # Reset: a client that closes in peace may have closed its own side alone.
+            goes.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            goes.close()
+            until(lambda: len(server.gateway.connections) == 1)
+            leave.set()
+            assert answer_of(stays)[0] == 200
+        until(lambda: server.gateway.slots == 2)
+        until(lambda: server.gateway.buffered_bytes == 0)
+    assert worked == [b"stays"]
 
 
 def test_refusal_carries_the_headers_of_every_answer_and_is_logged(monkeypatch, caplog):
     caplog.set_level("INFO", "rest_api.requests")
-    monkeypatch.setattr(gateway, "QUEUE_TIMEOUT", 0)
+    monkeypatch.setattr(gateway, "QUEUE_TIMEOUT", -1)
     app = create_app(Settings(cors_origins=("https://shop.example",)))
-    headers = {"content-length": "1", "origin": "https://shop.example", "x-request-id": "abc-1"}
-    client = Client(b"x", headers=headers)
-    gate = Gateway(app.wsgi_app, app.refuse, threads=1, queue=0, max_body=100)
-    asyncio.run(gate.__rsgi__(client.scope, client))
-    status, headers, _ = client.answer
+    sent = request(b"x", origin="https://shop.example", x_request_id="abc-1")
+    with gate(app.wsgi_app, app.refuse) as server:
+        status, headers, _ = ask(server.port, sent)
     assert (status, headers["Retry-After"]) == (503, "1")
     assert headers["X-Request-ID"] == "abc-1"
     assert headers["Access-Control-Allow-Origin"] == "https://shop.example"
@@ -191,53 +389,47 @@ def test_refusal_carries_the_headers_of_every_answer_and_is_logged(monkeypatch, 
     assert (line["id"], line["route"], line["status"]) == ("abc-1", "/predict", 503)
 
 
-def test_request_that_has_waited_too_long_is_refused(monkeypatch):
-    monkeypatch.setattr(gateway, "QUEUE_TIMEOUT", 0)
-    assert code(ask(Client(b"x"))[0]) == "503 overloaded"
-
-
 def test_requests_that_are_being_sent_hold_a_limited_memory(monkeypatch):
     monkeypatch.setattr(gateway, "MAX_BUFFERED", 200)
-    clients = [Client(b"x" * 90, pause=0.05) for _ in range(3)]
-    answers = ask(*clients, threads=3)
-    assert [answer[0] for answer in answers] == [200, 200, 503]
-    assert clients[2].read == 90  # so that it sees the answer
+    with gate(threads=3) as server:
+        clients = [connect(server.port) for _ in range(3)]
+        for number, client in enumerate(clients):
+            client.sendall(request(b"x" * 90)[:-1])
+            until(lambda held=number: len(server.gateway.waiting) > held)
+            time.sleep(0.05)
+        for client in clients:
+            client.sendall(b"x")
+        assert [answer_of(client)[0] for client in clients] == [200, 200, 503]
+        assert server.gateway.buffered_bytes == 0
+        for client in clients:
+            client.close()
 
 
-def test_requests_that_wait_hold_it_until_they_are_answered(monkeypatch):
-    monkeypatch.setattr(gateway, "MAX_BUFFERED", 200)
-    leave = threading.Event()
+def test_stop_closes_idle_connections_and_answers_what_was_accepted():
+    begun, leave = threading.Event(), threading.Event()
 
     def wsgi(environ, start_response):
+        begun.set()
         assert leave.wait(30)
         return application(environ, start_response)
 
-    gate = Gateway(wsgi, refusal, threads=1, queue=9, max_body=100)
-    waiting, late, after = [Client(b"x" * 90) for _ in range(2)], Client(b"x" * 90), Client(b"x")
-
-    async def one_after_another() -> None:
-        tasks = [asyncio.create_task(gate.__rsgi__(each.scope, each)) for each in waiting]
-        while not all(each.read for each in waiting):
-            await asyncio.sleep(0.01)
-        await gate.__rsgi__(late.scope, late)
+    with (
+        gate(wsgi, queue=1) as server,
+        connect(server.port) as idle,
+        connect(server.port) as slow,
+        connect(server.port) as accepted,
+    ):
+        slow.sendall(b"POST /predict")
+        accepted.sendall(request(b"abc"))
+        assert begun.wait(10)
+        started = time.monotonic()
+        server.stop()
+        assert is_closed(idle)
+        assert time.monotonic() - started < 2
+        assert code(answer_of(slow)) == "408 too_slow"
         leave.set()
-        await asyncio.gather(*tasks)
-        await gate.__rsgi__(after.scope, after)
-
-    asyncio.run(one_after_another())
-    assert code(late.answer) == "503 overloaded"
-    assert [each.answer[0] for each in (*waiting, after)] == [200, 200, 200]
-    assert gate.buffered_bytes == 0
-
-
-def test_one_request_of_the_largest_size_is_always_taken(monkeypatch):
-    monkeypatch.setattr(gateway, "MAX_BUFFERED", 50)
-    assert ask(Client(b"x" * 100))[0][0] == 200
-
-
-def test_client_that_leaves_is_no_error():
-    class Gone(Client):
-        async def __call__(self) -> bytes:
-            raise ProtocolClosed
-
-    assert ask(Gone(b"abc"), Client(b"abc"))[0] is None
+        status, headers, body = answer_of(accepted)
+        assert (status, headers["Connection"], body) == (200, "close", b"3:abc")
+        server.thread.join(5)
+        assert not server.thread.is_alive()
+        assert time.monotonic() - started < 8

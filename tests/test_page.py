@@ -183,3 +183,66 @@ def test_documentation_page_works_without_the_internet(page, address):
     page.goto(f"{address}/docs")
     expect(page.get_by_text("/predict").first).to_be_visible()
     expect(page.get_by_text("Classify one image, or several.")).to_be_visible()
+
+
+@pytest.fixture(scope="module")
+def guarded_address(tmp_path_factory) -> Iterator[str]:
+    """A server of two models that wants a key, as a browser on the LAN sees it: by plain HTTP."""
+    folder = tmp_path_factory.mktemp("guarded")
+    (folder / "keys").write_text("open-sesame")
+    shutil.copytree(DEFAULT_MODEL, folder / "models" / "other")
+    rename(folder / "models" / "other", "other")
+    models = ("--model", str(DEFAULT_MODEL), "--model", str(folder / "models"))
+    with server("--workers", "1", "--api-keys", str(folder / "keys"), *models) as (_, port):
+        yield f"http://lan.test:{port}"
+
+
+@pytest.fixture
+def guarded_page(browser, guarded_address) -> Iterator[Page]:
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto(guarded_address)
+    yield page
+    context.close()
+
+
+def test_page_of_a_guarded_server_asks_for_the_key_then_offers_its_models(guarded_page):
+    page = guarded_page
+    expect(page.locator("#status")).to_have_text("Enter the API key of this server.")
+    expect(page.get_by_label("Model")).to_be_hidden()
+    page.set_input_files("#files", FROG)
+    page.get_by_role("button", name="Classify").click()
+    expect(page.locator(".verdict")).to_have_text("Enter the API key of this server.")
+    page.get_by_label("API key").fill("wrong")
+    page.keyboard.press("Tab")
+    expect(page.locator("#status")).to_have_text("This API key is not valid.")
+    page.get_by_label("API key").fill("open-sesame")
+    page.keyboard.press("Tab")
+    expect(page.get_by_label("Model")).to_be_visible()
+    page.get_by_label("Model").select_option("other")
+    page.get_by_role("button", name="Classify").click()
+    expect(page.locator(".verdict")).to_have_text("frog")
+
+
+def test_curl_line_is_copied_on_a_page_without_https(guarded_page):
+    page = guarded_page
+    assert page.evaluate("navigator.clipboard") is None
+    page.get_by_role("button", name="Copy").click()
+    expect(page.locator("#status")).to_have_text("Copied")
+    page.locator("#key-row").evaluate("row => row.hidden = false")
+    page.get_by_label("API key").focus()
+    page.keyboard.press("Control+V")
+    assert page.get_by_label("API key").input_value().startswith("curl -X POST")
+
+
+def test_documentation_of_a_guarded_server_has_a_place_for_the_key(guarded_page, guarded_address):
+    page = guarded_page
+    page.goto(f"{guarded_address}/docs")
+    page.get_by_role("button", name="Authorize").first.click()
+    page.locator(".auth-container input").first.fill("open-sesame")
+    page.get_by_role("button", name="Apply credentials").first.click()
+    page.get_by_role("button", name="Close").last.click()
+    page.locator(".opblock-summary-path", has_text="/models").click()
+    page.get_by_role("button", name="Try it out").click()
+    page.get_by_role("button", name="Execute").click()
+    expect(page.locator(".live-responses-table .response-col_status").first).to_contain_text("200")

@@ -62,13 +62,19 @@ function quote(text) {
   return /^[\w@=.:/-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`;
 }
 
+// Ask the server, with the key if there is one; where it wants another, show the field for it.
+async function request(url, options = {}) {
+  const key = $("key").value;
+  const response = await fetch(url, { ...options, headers: key ? { "X-API-Key": key } : {} });
+  if (response.status !== 401) return response;
+  $("key-row").hidden = false;
+  throw new Error(key ? "This API key is not valid." : "Enter the API key of this server.");
+}
+
 async function ask(file) {
   const body = new FormData();
   body.append("image", file, file.name);
-  const headers = $("key").value ? { "X-API-Key": $("key").value } : {};
-  const response = await fetch(predictUrl(), { method: "POST", body, headers });
-  if (response.status === 401) $("key-row").hidden = false;
-  return response.json();
+  return (await request(predictUrl(), { method: "POST", body })).json();
 }
 
 async function classify(card) {
@@ -80,9 +86,14 @@ async function classify(card) {
     const answer = await ask(cards.get(card));
     if (answer.success) draw(card, answer);
     else fail(verdict, answer.error.message);
-  } catch {
-    fail(verdict, "The server cannot be reached. Is it running?");
+  } catch (error) {
+    fail(verdict, messageOf(error));
   }
+}
+
+// fetch() throws a TypeError where there is no answer.
+function messageOf(error) {
+  return error instanceof TypeError ? "The server cannot be reached. Is it running?" : error.message;
 }
 
 function verdictOf({ predictions: [best, next], uncertain, none_of_these }) {
@@ -124,11 +135,24 @@ async function classifyAll() {
   $("status").textContent = `Done: ${count} ${count === 1 ? "picture" : "pictures"}`;
 }
 
+// Put an element's text on the clipboard, which browsers give to pages of https and localhost alone;
+// elsewhere by its selection, which stays for the person where this fails, too.
+async function copied(element) {
+  if (navigator.clipboard) {
+    await navigator.clipboard.writeText(element.textContent);
+    return true;
+  }
+  getSelection().selectAllChildren(element);
+  return document.execCommand("copy");
+}
+
 async function loadModels() {
-  const response = await fetch("/models");
-  if (response.status === 401) $("key-row").hidden = false;
-  if (!response.ok) return;
-  ({ models } = await response.json());
+  try {
+    ({ models } = await (await request("/models")).json());
+  } catch (error) {
+    $("status").textContent = messageOf(error);
+    return;
+  }
   $("model").replaceChildren(...models.map(({ name }) => new Option(name, name)));
   $("model-row").hidden = models.length < 2;
   describe();
@@ -156,8 +180,7 @@ $("clear").onclick = () => {
 $("model").onchange = describe;
 $("key").onchange = loadModels;
 $("copy").onclick = async () => {
-  await navigator.clipboard.writeText($("curl").textContent);
-  $("status").textContent = "Copied";
+  $("status").textContent = (await copied($("curl"))) ? "Copied" : "Press Ctrl+C to copy";
 };
 
 document.addEventListener("paste", ({ clipboardData }) => add(clipboardData.files));

@@ -1,0 +1,268 @@
+"""A client's connection: HTTP/1.1 (RFC 9112), one request after another.
+
+llhttp, the parser of Node.js, reads the requests; httptools brings it to Python.
+"""
+
+import asyncio
+import io
+import time
+from email.utils import formatdate
+from enum import Enum
+from functools import lru_cache
+from http import HTTPStatus
+from typing import TYPE_CHECKING, cast
+from urllib.parse import unquote_to_bytes
+from wsgiref.types import WSGIEnvironment
+
+from httptools import (
+    HttpParserError,
+    HttpParserInvalidURLError,
+    HttpParserUpgrade,
+    HttpRequestParser,
+    parse_url,
+)
+
+from rest_api.errors import RequestError
+
+if TYPE_CHECKING:
+    from rest_api.gateway import Gateway
+
+MAX_OVERHEAD = 64 * 2**10  # bytes of a request that are not its body: head, frames of chunks
+MAX_DISCARDED = 200 * 2**20  # bytes of a body too large that are still read
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+Headers = list[tuple[str, str]]
+Answer = tuple[int, Headers, bytes]
+
+
+class State(Enum):
+    IDLE = "nothing of a request has come"
+    READING = "a part of it has come"
+    ANSWERING = "it has come whole and waits for its answer"
+    DONE = "no other request will be answered"
+
+
+class Connection(asyncio.Protocol):
+    """Reads requests for the gateway and writes its answers; the event loop calls it.
+
+    A request that comes before the last one is answered is not read: the connection closes, and
+    the client sends it again (RFC 9112, section 9.3.2).
+    """
+
+    def __init__(self, gateway: "Gateway"):
+        self.gateway = gateway
+        self.parser = HttpRequestParser(self)
+        self.lost = False  # the client has gone
+        self.last = False  # close after the answer
+        self.unread = False  # the client may have sent more than was read
+        self.unsent = 0  # bytes of answers that the client had not taken when it was looked at
+        self.held = 0  # of these, what the gateway counts
+        self.reserved = 0  # bytes that the gateway keeps free for the body
+        self.begin()
+
+    def begin(self) -> None:
+        """Wait for a request."""
+        self.state = State.IDLE
+        self.environ: WSGIEnvironment = {}
+        self.target = b""
+        self.overhead = 0  # bytes that have come and are not body
+        self.keep = -1  # bytes of a body that are kept; -1 until the head has come
+        self.over_budget = False  # there was no memory for the body
+        self.chunks: list[bytes] = []
+        self.size = 0  # bytes of the body so far
+
+    # Called by asyncio.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self.address = (transport.get_extra_info("peername") or ("",))[0]
+        self.gateway.connected(self)
+
+    def connection_lost(self, _: Exception | None) -> None:
+        self.lost = True
+        self.gateway.disconnected(self)
+
+    def data_received(self, data: bytes) -> None:
+        if self.state is State.ANSWERING:
+            self.last = self.unread = True
+            self.transport.pause_reading()
+        elif self.state is not State.DONE:
+            self.read(data)
+
+    def eof_received(self) -> bool:
+        """Whether to keep our side open: a client may close its own side after a request."""
+        self.last = True
+        return self.state is State.ANSWERING
+
+    def pause_writing(self) -> None:
+        self.transport.pause_reading()  # who takes no answers asks for no more
+        self.gateway.hold_unsent(self, self.transport.get_write_buffer_size())
+
+    def resume_writing(self) -> None:
+        self.transport.resume_reading()
+        self.gateway.hold_unsent(self, 0)
+
+    # Called by the parser.
+
+    def read(self, data: bytes) -> None:
+        self.overhead += len(data)
+        try:
+            self.parser.feed_data(data)
+        except HttpParserUpgrade:
+            self.last = self.unread = True  # we may go on in HTTP/1.1, and do
+        except HttpParserError as error:
+            if self.state in (State.ANSWERING, State.DONE):
+                self.last = self.unread = True
+            elif isinstance(error.__context__, RequestError):
+                self.refuse(error.__context__)
+            else:
+                self.refuse(malformed(str(error)))
+        else:
+            if self.overhead > MAX_OVERHEAD + self.size:
+                message = f"Send less than {MAX_OVERHEAD // 2**10} KiB of headers."
+                self.refuse(RequestError(431, "headers_too_large", message))
+
+    def on_message_begin(self) -> None:
+        if self.state is not State.IDLE:
+            raise malformed("a request came before the answer to the last")
+        self.state = State.READING
+        self.gateway.wait(self)
+
+    def on_url(self, part: bytes) -> None:
+        self.target += part
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        key = environ_key(name)
+        if key and self.keep < 0:  # later, it is a trailer
+            text = value.decode("latin-1")
+            self.environ[key] = f"{self.environ[key]},{text}" if key in self.environ else text
+
+    def on_headers_complete(self) -> None:
+        environ = self.environ
+        environ["REQUEST_METHOD"] = self.parser.get_method().decode()
+        environ["SERVER_PROTOCOL"] = f"HTTP/{self.parser.get_http_version()}"
+        if environ["SERVER_PROTOCOL"] not in ("HTTP/1.1", "HTTP/1.0"):
+            raise malformed(f"its version is {environ['SERVER_PROTOCOL']}")
+        environ["REMOTE_ADDR"] = self.address
+        environ["PATH_INFO"], environ["QUERY_STRING"] = split_target(self.target)
+        if environ["REQUEST_METHOD"] == "POST" and self.parser.should_upgrade():
+            raise malformed("POST cannot ask for another protocol")  # the parser skips its body
+        # What came in chunks will be whole: Flask would take it for endless.
+        chunked = environ.pop("HTTP_TRANSFER_ENCODING", None)
+        length = environ.get("CONTENT_LENGTH", "0")
+        if not (length.isdecimal() and len(length) < 20):
+            raise malformed("Content-Length must be a number")
+        self.keep = self.gateway.reserve(self, None if chunked else int(length))
+        if environ.get("HTTP_EXPECT", "").lower() == "100-continue":
+            self.transport.write(CONTINUE)
+
+    def on_body(self, chunk: bytes) -> None:
+        self.overhead -= len(chunk)
+        self.size += len(chunk)
+        if self.size <= self.keep:
+            self.chunks.append(chunk)
+        elif self.size <= MAX_DISCARDED:
+            self.chunks.clear()  # read on: who still sends when we close would see no answer
+        else:
+            raise RequestError(413, "too_large", "The request is too large.")
+
+    def on_message_complete(self) -> None:
+        self.last |= not self.parser.should_keep_alive()
+        self.state = State.ANSWERING
+        self.environ["CONTENT_LENGTH"] = str(self.size)
+        self.environ["wsgi.input"] = io.BytesIO(b"".join(self.chunks))
+        self.chunks.clear()
+        self.gateway.take(self)
+
+    # Called by the gateway.
+
+    def refuse(self, error: RequestError) -> None:
+        """Answer to a request that has not come whole, or is none."""
+        self.last = self.unread = True
+        self.send(self.gateway.refusal(error, self.environ))
+
+    def send(self, answer: Answer) -> None:
+        """Write an answer, then wait for the next request or close."""
+        self.gateway.release(self)
+        if self.lost:
+            return
+        self.last |= self.gateway.stopping
+        head = response_head(answer, self.environ, self.last)
+        self.transport.writelines([head, answer[2]])
+        self.unsent = self.transport.get_write_buffer_size()
+        self.gateway.wait(self)
+        if self.last:
+            self.close()
+        else:
+            self.begin()
+
+    def close(self) -> None:
+        self.state = State.DONE
+        if self.unread:  # the client reads the answer, then closes: else it might be reset
+            self.transport.write_eof()
+            self.transport.resume_reading()
+        else:
+            self.transport.close()
+
+    def expire(self) -> None:
+        """The client has not done in time what we wait for."""
+        unsent = self.transport.get_write_buffer_size()
+        if 0 < unsent < self.unsent:  # slow, but it takes its answer
+            self.unsent = unsent
+            self.gateway.wait(self)
+        elif self.state is State.READING and not unsent:
+            self.refuse(self.gateway.too_slow())
+        else:
+            self.transport.abort()
+
+
+def response_head(answer: Answer, environ: WSGIEnvironment, last: bool) -> bytes:
+    """Status line and headers of an answer, after which the connection may close."""
+    status, headers, body = answer
+    lines = [status_line(status), *[f"{name}: {value}\r\n" for name, value in headers]]
+    given = dict(headers)
+    if "Content-Length" not in given and status not in (204, 304):
+        lines.append(f"Content-Length: {len(body)}\r\n")
+    if "Date" not in given:
+        lines.append(date_line(int(time.time())))
+    if last:
+        lines.append("Connection: close\r\n")
+    elif environ["SERVER_PROTOCOL"] == "HTTP/1.0":
+        lines.append("Connection: keep-alive\r\n")
+    return "".join([*lines, "\r\n"]).encode("latin-1")
+
+
+def malformed(what: str) -> RequestError:
+    return RequestError(400, "bad_request", f"This is not an HTTP/1.1 request: {what}.")
+
+
+def split_target(target: bytes) -> tuple[str, str]:
+    """Path and query of what is asked for, as WSGI has them. Raises RequestError."""
+    if not target.startswith(b"/"):  # http://host/path, as to a proxy
+        try:
+            url = parse_url(target)
+        except HttpParserInvalidURLError:
+            raise malformed("no path is asked for") from None
+        target = (url.path or b"/") + b"?" + (url.query or b"")
+    path, _, query = target.partition(b"?")
+    return unquote_to_bytes(path).decode("latin-1"), query.decode("latin-1")
+
+
+@lru_cache(maxsize=128)
+def environ_key(name: bytes) -> str:
+    """What WSGI calls a header; empty for one that the application must not see."""
+    key = name.decode("latin-1").upper()
+    if "_" in key:
+        return ""  # x_forwarded_for would pass for what a proxy says in X-Forwarded-For
+    key = key.replace("-", "_")
+    return key if key in ("CONTENT_TYPE", "CONTENT_LENGTH") else f"HTTP_{key}"
+
+
+@lru_cache
+def status_line(status: int) -> str:
+    return f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n"
+
+
+@lru_cache(maxsize=1)
+def date_line(second: int) -> str:
+    return f"Date: {formatdate(second, usegmt=True)}\r\n"

@@ -1,0 +1,174 @@
+"""The server's processes: started, replaced when they die, told of signals, stopped.
+
+The parent does nothing else: no request reaches it, and it has one thread, so that it can fork.
+"""
+
+import asyncio
+import logging
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+
+# Seconds before another is started, by how many in a row have died before they served.
+PAUSES = (0, 0, 0.5, 1, 2, 4, 8, 16, 30)
+STOPS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (*STOPS, signal.SIGHUP) if hasattr(signal, "SIGHUP") else STOPS
+SERVES = b"serves"  # what a process tells its parent
+
+# What a process does; it gets its number, what to listen on, and whom to tell that it SERVES.
+Work = Callable[[int, socket.socket, Connection], None]
+Bind = Callable[[], socket.socket]
+
+# Forked, processes share the memory of what the parent has imported; macOS cannot do it safely.
+CONTEXT = (
+    multiprocessing.get_context("fork")
+    if sys.platform == "linux"
+    else multiprocessing.get_context("spawn")
+)
+
+log = logging.getLogger("rest_api")
+
+
+class Slot:
+    """One of the processes, whichever it is now.
+
+    Its socket outlives it: who connects while it is replaced waits for the next. Before a pause, a
+    new socket, at which nobody listens, lets clients go to the others.
+    """
+
+    def __init__(self, number: int, bind: Bind):
+        self.number, self.bind = number, bind
+        self.socket = bind()
+        self.process: BaseProcess | None = None
+        self.failures = 0  # processes in a row that have died before they served
+        self.due = 0.0  # when to start the next
+
+    def start(self, work: Work) -> None:
+        self.news, told = multiprocessing.Pipe(duplex=False)
+        self.serves = False
+        self.process = CONTEXT.Process(target=work, args=(self.number, self.socket, told))
+        with signals_held():
+            self.process.start()
+        told.close()
+
+    def look(self) -> int | None:
+        """Hear whether the process serves; if it has died, plan the next and tell its status."""
+        if self.process is None:
+            return None
+        if not self.serves and self.news.poll():
+            with suppress(EOFError):  # it has died
+                self.serves = self.news.recv_bytes() == SERVES
+        status = None if self.process.is_alive() else self.process.exitcode
+        if status is not None:
+            self.process.close()
+            self.process = None
+            self.news.close()
+            self.plan_next(status)
+        return status
+
+    def plan_next(self, status: int) -> None:
+        self.failures = 0 if self.serves else self.failures + 1
+        pause = PAUSES[min(self.failures, len(PAUSES) - 1)]
+        if pause:
+            self.socket.close()
+            self.socket = self.bind()
+        self.due = time.monotonic() + pause
+        when = f"in {pause:g} s" if pause else "now"
+        log.error("A server process has died (%d). Another is started %s.", status, when)
+
+
+def supervise(work: Work, bind: Bind, number: int, grace: float) -> int:
+    """Keep `number` processes at work until SIGTERM or Ctrl-C; the exit status of the server.
+
+    `bind` makes the socket of each, which the process makes listen once it serves.
+
+    One that dies is replaced: at once, or after a growing pause where several in a row have died
+    before they served.
+    If one cannot load before any has served, the status is 1. Signals are passed on. Those that
+    have not ended `grace` seconds after a signal to stop are killed.
+    """
+    received, sender = multiprocessing.Pipe(duplex=False)
+    for each in SIGNALS:
+        signal.signal(each, lambda which, _: sender.send_bytes(bytes([which])))
+    slots = [Slot(each, bind) for each in range(number)]
+    has_served = False
+    while True:
+        for slot in slots:
+            if slot.process is None and slot.due <= time.monotonic():
+                slot.start(work)
+        wait_for_change(slots, received)
+        for slot in slots:
+            status = slot.look() or 0
+            has_served |= slot.serves
+            if status > 0 and not has_served:
+                stop(slots, signal.SIGTERM, received, grace)
+                return 1
+        while received.poll():
+            which = received.recv_bytes()[0]
+            if which in STOPS:
+                stop(slots, which, received, grace)
+                return 0
+            tell(slots, which)
+
+
+def wait_for_change(slots: list[Slot], received: Connection) -> None:
+    """Wait for a signal, for a process that serves or has died, and for the next to start."""
+    sentinels = [slot.process.sentinel for slot in slots if slot.process]
+    news = [slot.news for slot in slots if slot.process and not slot.serves]
+    dues = [slot.due - time.monotonic() for slot in slots if not slot.process]
+    wait([received, *sentinels, *news], max(0, min(dues)) if dues else None)
+
+
+def tell(slots: list[Slot], which: int) -> None:
+    for slot in slots:
+        if slot.process and slot.process.pid:
+            with suppress(ProcessLookupError):
+                os.kill(slot.process.pid, which)
+
+
+def stop(slots: list[Slot], which: int, received: Connection, grace: float) -> None:
+    """Have the processes end by a signal, and by any that comes after it."""
+    tell(slots, which)
+    end = time.monotonic() + grace
+    while alive := [slot.process for slot in slots if slot.process and slot.process.is_alive()]:
+        if (left := end - time.monotonic()) <= 0:
+            log.error("Processes that do not end are killed.")
+            for process in alive:
+                process.kill()
+            return
+        wait([received, *(process.sentinel for process in alive)], left)
+        while received.poll():
+            tell(slots, received.recv_bytes()[0])
+
+
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """Let no signal reach a new process before it has handlers of its own: see accept_signals."""
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    else:
+        yield
+
+
+def accept_signals() -> None:
+    """In a new process, once it has handlers of its own."""
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
+async def orphaned() -> None:
+    """Wait until the parent is dead, killed without a chance to stop its processes."""
+    parent = os.getppid()
+    while os.getppid() == parent:
+        await asyncio.sleep(1)
