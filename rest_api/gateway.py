@@ -17,7 +17,7 @@ from wsgiref.types import WSGIApplication, WSGIEnvironment
 
 from rest_api.connection import Answer, Connection, Headers, State
 from rest_api.errors import RequestError
-from rest_api.schema import PREDICT
+from rest_api.schema import classifying_route
 
 READ_TIMEOUT = 30.0  # seconds for a request to begin, to arrive, and for its answer to be taken
 STOP_TIMEOUT = 2.5  # the same, once the server stops
@@ -44,7 +44,7 @@ class Job(NamedTuple):
 class Gateway:
     """Between a process's connections and the WSGI application; it belongs to the event loop.
 
-    `threads` requests to /predict are worked on at a time, and `queue` more may wait. All other
+    `threads` requests to classify are worked on at a time, and `queue` more may wait. All other
     routes share one more thread, so that a busy server still tells its health. `refuse` makes the
     WSGI application that answers with an error. Of more than `max_connections`, the one whose
     client has kept us waiting longest is closed.
@@ -170,7 +170,7 @@ class Gateway:
         """Have a thread answer a request that has arrived whole."""
         self.waiting.pop(connection, None)
         deadline = time.monotonic() + QUEUE_TIMEOUT
-        if connection.environ["PATH_INFO"] != PREDICT:
+        if not classifying_route(connection.environ["PATH_INFO"]):
             self.others.put(Job(connection, deadline, Connection.send))
         elif connection.over_budget or not self.slots:
             connection.send(self.refusal(overloaded(), connection.environ))
