@@ -20,6 +20,7 @@ from rest_api import __version__, schema, telemetry
 from rest_api.bundle import BundleError
 from rest_api.classifier import LoadedModel, Prediction, load_models
 from rest_api.errors import RequestError
+from rest_api.sandbox import Budget
 from rest_api.schema import PREDICT, spec
 from rest_api.security import GUARDED, with_headers
 from rest_api.settings import Settings
@@ -112,25 +113,31 @@ def predict() -> Response:
     images = sent_images(request, app.settings)
     about = schema.Model(model.bundle.name, model.bundle.version)
     if len(images) > 1:
-        results = [result(name, data, model, top) for name, data in images]
+        budget = Budget()
+        results = [result(name, data, model, top, budget) for name, data in images]
         return answer(schema.Answer(success=True, results=results, model=about))
     prediction = classify(images[0][1], model, top)
     return answer(schema.Answer(success=True, model=about, **described(prediction)))
 
 
-def result(filename: str, data: bytes, model: LoadedModel, top: int) -> schema.Result:
+def result(
+    filename: str, data: bytes, model: LoadedModel, top: int, budget: Budget
+) -> schema.Result:
     """Classify one image of several."""
     try:
-        return schema.Result(filename, success=True, **described(classify(data, model, top)))
+        prediction = classify(data, model, top, budget)
+        return schema.Result(filename, success=True, **described(prediction))
     except RequestError as error:
         telemetry.rejected(error.code)
         problem = schema.Problem(error.code, str(error))
         return schema.Result(filename, success=False, error=problem)
 
 
-def classify(data: bytes, model: LoadedModel, top: int | None = None) -> Prediction:
+def classify(
+    data: bytes, model: LoadedModel, top: int | None = None, budget: Budget | None = None
+) -> Prediction:
     """Classify an image file, and count it. Raises RequestError."""
-    prediction = model.classify(data, top)
+    prediction = model.classify(data, top, budget)
     telemetry.classified(model.bundle, prediction)
     return prediction
 

@@ -33,6 +33,7 @@ from rest_api.api import (
 from rest_api.bundle import Bundle
 from rest_api.classifier import LoadedModel, Prediction
 from rest_api.errors import RequestError
+from rest_api.sandbox import Budget
 from rest_api.schema import V1, V1_VERSION, V2, V2_VERSION, ErrorText, spec
 
 protocols = Blueprint("protocols", __name__)
@@ -341,16 +342,16 @@ def as_file(pixels: np.ndarray, bundle: Bundle) -> bytes:
     if pixels.shape != shape or not set(np.unique(pixels)) <= set(range(256)):
         raise ValueError(f"pixels are whole numbers from 0 to 255, of the shape {list(shape)}")
     file = io.BytesIO()
-    Image.fromarray(pixels.astype(np.uint8)).save(file, "BMP")
+    Image.fromarray(pixels.astype(np.uint8)).save(file, "PNG", compress_level=0)
     return file.getvalue()
 
 
 def classify_all(images: list[bytes], model: LoadedModel) -> list[Prediction]:
     """Classify images; one that cannot be read refuses them all. Raises RequestError."""
-    predictions = []
+    predictions, budget = [], Budget()
     for number, image in enumerate(images, 1):
         try:
-            predictions.append(classify(image, model))
+            predictions.append(classify(image, model, budget=budget))
         except RequestError as error:
             which = f"Image {number} of {len(images)}: " if len(images) > 1 else ""
             raise RequestError(error.status, error.code, f"{which}{error}") from error
