@@ -4,13 +4,20 @@ PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check
 PYTEST := .venv/bin/python -m pytest -n logical --dist worksteal
 RIVALS := $(wildcard benchmarks/serving/rivals/*.txt)
 
-.PHONY: help serve test test-fast lint lock bench
+.PHONY: help serve train test test-fast lint lock bench
 
 help: ## say what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 serve: .venv/serve ## install the server, without TensorFlow, and start it on port 5000
 	.venv/bin/python rest_api/app.py
+
+# Interrupted, the training goes on after its last epoch, and the rest begins anew.
+train: .venv/train ## train fast94 on CIFAR-10, export it and measure it; needs 3 GB, and CIFAR10_DIR or the network
+	.venv/bin/python -m training.train fast94 --final --hold-out
+	.venv/bin/python -m training.export runs/fast94-seed0-final bundles/fast94
+	.venv/bin/python -m training.evaluate bundles/fast94
+	@echo "Serve it: .venv/bin/python rest_api/app.py --model bundles/fast94"
 
 test: .venv/test ## install everything, 3 GB, and run all tests, with their coverage
 	$(PYTEST) --cov
@@ -38,7 +45,7 @@ bench: .venv/test $(RIVALS:benchmarks/serving/rivals/%.txt=.bench/%/done) ## mea
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	touch $@
 
-# The empty files .venv/serve and .venv/test say what is installed, and when.
+# The empty files .venv/serve, .venv/train and .venv/test say what is installed, and when.
 # --no-compile: bytecode is written as modules are used, a quarter of what all of it would take.
 # Python 3.11 puts setuptools into each environment, 10 MB that the server does not use.
 .venv/serve: rest_api/requirements.txt | .venv/bin/python
@@ -46,12 +53,21 @@ bench: .venv/test $(RIVALS:benchmarks/serving/rivals/%.txt=.bench/%/done) ## mea
 	.venv/bin/python -m pip uninstall -qq --yes setuptools
 	touch $@
 
-.venv/test: requirements.txt rest_api/requirements.txt training/requirements.txt tests/requirements.txt deploy/requirements.txt examples/requirements.txt | .venv/bin/python
-	@.venv/bin/python -c "import sys; sys.exit(sys.version_info >= (3, 14) and \
-	'TensorFlow has no release for this Python yet; training and the tests need 3.11, 3.12 or 3.13: ' \
-	'rm -r .venv, then make PYTHON=python3.13 $(MAKECMDGOALS)')"
-	$(PIP) -r requirements.txt -r deploy/requirements.txt -r examples/requirements.txt
+.venv/train: rest_api/requirements.txt training/requirements.txt | .venv/bin/python
+	$(check_tensorflow)
+	$(PIP) -r rest_api/requirements.txt -r training/requirements.txt
 	touch $@ .venv/serve
+
+.venv/test: requirements.txt rest_api/requirements.txt training/requirements.txt tests/requirements.txt deploy/requirements.txt examples/requirements.txt | .venv/bin/python
+	$(check_tensorflow)
+	$(PIP) -r requirements.txt -r deploy/requirements.txt -r examples/requirements.txt
+	touch $@ .venv/serve .venv/train
+
+define check_tensorflow
+@.venv/bin/python -c "import sys; sys.exit(sys.version_info >= (3, 14) and \
+'TensorFlow has no release for this Python yet; training and the tests need 3.11, 3.12 or 3.13: ' \
+'rm -r .venv, then make PYTHON=python3.13 $(MAKECMDGOALS)')"
+endef
 
 .venv/bin/python:
 	@$(PYTHON) -c "import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15) and \

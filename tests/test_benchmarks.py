@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,7 +22,7 @@ from benchmarks.serving import report as serving
 from benchmarks.serving.comparison import OURS, Comparison, Measured
 from benchmarks.serving.load import Load, family, started, wait_until_idle
 from benchmarks.training import report as training
-from benchmarks.training.speed import gflop_per_image
+from benchmarks.training.speed import gflop_per_image, pflop
 from rest_api.classifier import Prediction, load_model
 from rest_api.settings import DEFAULT_MODEL
 from tests.support import ROOT, error_of
@@ -289,6 +290,14 @@ def test_arithmetic_of_a_network_is_that_of_its_products():
 def test_arithmetic_of_the_fast_network_is_counted_at_its_image_size():
     network = recipes.load("fast94").network()
     assert gflop_per_image(network, 32) > 1.5 * gflop_per_image(network, 24) > 0.1
+
+
+def test_arithmetic_of_a_training_is_that_of_its_steps():
+    recipe = recipes.load("fast94")
+    assert pflop(recipe) == pytest.approx(0.303, abs=5e-4)
+    network = recipe.network()
+    half = 12 * 2000 * gflop_per_image(network, 24) / 1e6
+    assert pflop(replace(recipe, epochs=0.48)) == pytest.approx(half)
 
 
 def test_minutes_to_an_accuracy_are_those_of_all_seeds_that_reached_it(tmp_path, monkeypatch):

@@ -91,6 +91,13 @@ def test_split_is_stratified_disjoint_and_fixed():
     np.testing.assert_array_equal(split_validation(images, labels)[1][0], validation_images)
 
 
+def test_smaller_part_has_an_image_of_each_class_at_least():
+    labels = np.arange(200) % 10
+    (_, train_labels), (_, held_out) = split_validation(labels, labels, 1_000)
+    assert np.bincount(held_out).tolist() == [1] * 10
+    assert len(train_labels) == 190
+
+
 def test_real_cifar10_has_the_constants_that_the_networks_normalise_by(real_cifar):
     (images, labels), (test_images, _) = load_cifar10(real_cifar)
     assert images.shape == (50_000, 32, 32, 3)

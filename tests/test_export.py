@@ -17,7 +17,7 @@ from tests.support import ROOT, encode, error_of, picture
 from training import export, files, metrics
 from training.cifar10 import networks, recipes, train
 from training.cifar10.data import LABELS, load_cifar10
-from training.cifar10.export import deployable
+from training.cifar10.export import calibration_of, deployable
 from training.evaluate import views_of
 
 DESCRIPTION = {
@@ -281,3 +281,11 @@ def test_command_exports_a_run_and_prints_a_line_that_a_shell_can_take(small_cif
     assert described["uncertainty"]["fitted_on"] == expected
     for noise in ("absl", "oneDNN", "cuda", "CUDA", "0000"):
         assert noise not in done.stderr
+
+
+def test_run_that_held_images_out_is_calibrated_on_them(network, data, tmp_path):
+    run, views = tmp_path / "run-final", (View("stretch"),)
+    temperature, described = calibration_of(run, network, 10, data, views, None)
+    assert temperature > 0
+    expected = "10 training images, which run-final was not trained on"
+    assert described["calibration"]["fitted_on"] == expected

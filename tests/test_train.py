@@ -8,15 +8,20 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import keras
 import numpy as np
 import pytest
 
 from tests.support import ROOT
+from training import metrics
 from training.augment import Augmentation
+from training.checkpoint import restore_checkpoint
 from training.cifar10 import recipes, train
+from training.cifar10.networks import vgg
 
 
 def command(recipe: str, data: Path, run: Path, *options: str) -> list[str]:
@@ -28,7 +33,7 @@ def command(recipe: str, data: Path, run: Path, *options: str) -> list[str]:
 def read_history(run: Path) -> list[dict[str, str]]:
     with (run / "history.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+    return [{key: row[key] for key in row if not key.startswith("seconds")} for row in rows]
 
 
 def kill_after_an_epoch(arguments: list[str], run: Path) -> None:
@@ -191,6 +196,119 @@ def test_training_learns_a_separable_task(quick, tmp_path):
     _, state = train.train(quick, (images, labels), None, tmp_path, epochs=6)
     assert state.history[0]["accuracy"] < state.history[-1]["accuracy"]
     assert state.history[-1]["accuracy"] > 0.95
+
+
+def test_run_goes_on_in_the_type_that_it_began_with(quick, data, tmp_path, monkeypatch):
+    open_recipe = replace(quick, network=partial(vgg, 1), dtype="auto")
+    monkeypatch.setattr(train, "fastest_dtype", lambda network: "mixed_bfloat16")
+    network, state = train.train(open_recipe, data, None, tmp_path)
+    monkeypatch.setattr(train, "fastest_dtype", lambda network: "float32")
+    again, continued = train.train(open_recipe, data, None, tmp_path)
+    for each in (network, again):
+        assert each.layers[-1].dtype_policy.name == "float32"  # the logits
+        assert each.layers[-2].dtype_policy.name == "mixed_bfloat16"
+    assert state.settings["dtype"] == continued.settings["dtype"] == "mixed_bfloat16"
+    with pytest.raises(train.RunError, match=r"'dtype': 'mixed_bfloat16'.*'dtype': 'float32'"):
+        train.train(replace(open_recipe, dtype="float32"), data, None, tmp_path)
+
+
+def test_float16_is_trained_with_a_scaled_loss_and_read_without(quick, data, tmp_path):
+    recipe = replace(quick, network=partial(vgg, 1), dtype="mixed_float16")
+    network, state = train.train(recipe, data, None, tmp_path, epochs=2)
+    assert isinstance(network.optimizer, keras.optimizers.LossScaleOptimizer)
+    assert np.isfinite(state.history[-1]["loss"])
+    assert train.train(recipe, data, None, tmp_path, epochs=2)[1] == state
+    plain = train.build(replace(recipe, dtype="float32"), data[0], 0, 2, 1)
+    restore_checkpoint(tmp_path / "checkpoint.npz", plain)
+    for expected, found in zip(network.get_weights(), plain.get_weights(), strict=True):
+        np.testing.assert_array_equal(expected, found)
+
+
+def test_groups_of_steps_in_one_graph_end_where_single_steps_do(quick, data, tmp_path, monkeypatch):
+    """What an accelerator gets, forced upon the CPU: XLA, and groups of up to three steps."""
+    small_steps = lambda *_: keras.optimizers.SGD(1e-4)  # noqa: E731
+    recipe = replace(quick, network=partial(vgg, 1), batch_size=8, optimizer=small_steps)
+    network, state = train.train(recipe, data, None, tmp_path / "single", epochs=1.5)
+    monkeypatch.setattr(train, "on_accelerator", lambda: True)
+    monkeypatch.setattr(train, "STEPS_IN_A_GRAPH", 3)
+    monkeypatch.setattr(keras.Model, "_resolve_auto_jit_compile", lambda self: True)
+    grouped, grouped_state = train.train(recipe, data, None, tmp_path / "grouped", epochs=1.5)
+    assert grouped.steps_per_execution == 3
+    assert grouped.jit_compile
+    assert (grouped_state.epoch, grouped_state.step) == (state.epoch, state.step) == (2, 12)
+    for one, other in zip(state.history, grouped_state.history, strict=True):
+        assert other["loss"] == pytest.approx(one["loss"], rel=1e-3)
+    for expected, found in zip(network.get_weights(), grouped.get_weights(), strict=True):
+        np.testing.assert_allclose(found, expected, atol=2e-3)
+
+
+def test_layer_that_the_optimizer_leaves_alone_needs_no_gradient(data, tmp_path):
+    """fast94's whitening bias is trained for three epochs, here of one step."""
+    recipe = replace(recipes.load("fast94"), dtype="float32", resolution={0: 16})
+    whole, _ = train.train(recipe, data, None, tmp_path / "whole", epochs=4)
+    frozen = replace(recipe, frozen={"whiten": 3})
+    network, _ = train.train(frozen, data, None, tmp_path / "frozen", epochs=4)
+    assert network.get_layer("whiten").trainable_variables == []
+    assert len(whole.get_layer("whiten").trainable_variables) == 1
+    for expected, found in zip(whole.get_weights(), network.get_weights(), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_lookahead_averages_in_its_last_epochs_alone(quick, data, tmp_path):
+    recipe = replace(quick, network=partial(vgg, 1), batch_size=16)  # four steps an epoch
+    steps = {
+        "without": {},
+        "never": {"lookahead": 2, "lookahead_epochs": 0},
+        "late": {"lookahead": 2, "lookahead_epochs": 0.5},
+    }
+    weights = {
+        name: train.train(replace(recipe, **change), data, None, tmp_path / name)[0].get_weights()
+        for name, change in steps.items()
+    }
+    for expected, found in zip(weights["without"], weights["never"], strict=True):
+        np.testing.assert_array_equal(found, expected)
+    assert any(
+        not np.array_equal(a, b) for a, b in zip(weights["without"], weights["late"], strict=True)
+    )
+
+
+@pytest.mark.parametrize("share", [0.25, 1])
+def test_only_the_least_sure_images_are_shown_in_all_views(share):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
+    kernel = rng.normal(0, 0.01, (3 * 32 * 32, 10))
+    shown = []
+
+    def logits(batch: np.ndarray) -> np.ndarray:
+        shown.append(len(batch))
+        return batch.reshape(len(batch), -1) @ kernel
+
+    network = SimpleNamespace(predict_on_batch=logits)
+    one_view, augmented = train.predict_views(network, images, share)
+    np.testing.assert_allclose(one_view, logits(images))
+    full = sum(weight * logits(view) for weight, view in metrics.views(images))
+    unsure = np.argsort(metrics.softmax(one_view).max(1))[: round(40 * share)]
+    expected = one_view.copy()
+    expected[unsure] = full[unsure]
+    np.testing.assert_allclose(augmented, expected)
+    assert sum(shown[: len(shown) - 7]) == 40 + 5 * len(unsure)
+
+
+def test_final_run_holds_images_out_where_it_is_told_to(quick, small_cifar, tmp_path):
+    recipe, run = replace(quick, network=partial(vgg, 1)), tmp_path / "run"
+    run = partial(train.run_recipe, "one", recipe, final=True, data=small_cifar, run=run)
+    result = run(hold_out=True)
+    assert (result["images"], result["held_out"]) == (190, 10)
+    assert run(hold_out=True) == result
+    with pytest.raises(train.RunError, match="finished run with images held out"):
+        run(hold_out=False)
+
+
+def test_images_are_held_out_of_final_runs_alone():
+    command = [sys.executable, "-m", "training.train", "classic", "--hold-out"]
+    refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert "--hold-out is for --final" in refused.stderr
 
 
 def test_batches_of_an_epoch_depend_on_seed_and_epoch_alone(data):

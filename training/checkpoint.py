@@ -27,6 +27,7 @@ import numpy as np
 from training.files import replacing
 
 CHECKPOINT = "checkpoint.npz"
+UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile)
 
 
 class RunError(Exception):
@@ -88,7 +89,7 @@ def restore_checkpoint(
             if arrays[name].shape != variable.shape:
                 raise ValueError(f"{name} is {arrays[name].shape}, not {tuple(variable.shape)}")
         refuse_not_finite(arrays)
-    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         raise RunError(
             f"{path} is not a checkpoint of this network: {error}. Remove it to start anew."
         ) from error
@@ -100,6 +101,17 @@ def restore_checkpoint(
     for name, variable in variables.items():
         variable.assign(arrays[name])
     return state, {group: [arrays[name] for name in each] for group, each in names.items()}
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The settings of a checkpoint's run. Raises RunError."""
+    try:
+        with path.open("rb") as file, np.load(file) as stored:
+            return TrainState(**json.loads(str(stored["state"]))).settings
+    except UNREADABLE as error:
+        raise RunError(
+            f"{path} is not a checkpoint of this network: {error}. Remove it to start anew."
+        ) from error
 
 
 def variables_of(network: keras.Model) -> dict[str, keras.Variable]:

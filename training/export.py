@@ -248,8 +248,8 @@ def parse_arguments() -> argparse.Namespace:
         "--calibration-photos",
         type=Path,
         metavar="DIR",
-        help="a folder a class with photos, on which temperature and thresholds are fitted (the "
-        "validation images)",
+        help="a folder a class with photos, on which temperature and thresholds are fitted "
+        "(images held out of training)",
     )
     return parser.parse_args()
 

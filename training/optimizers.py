@@ -9,7 +9,7 @@ from keras import ops
 
 
 class Triangle(keras.optimizers.schedules.LearningRateSchedule):
-    """Linear from `start` x peak up to the peak, then linear down to `end` x peak."""
+    """Linear from `start` x peak up to the peak, then linear down to `end` x peak, and constant."""
 
     def __init__(self, peak: float, steps: int, start: float, top: float, end: float):
         self.peak, self.steps, self.start, self.top, self.end = peak, steps, start, top, end
@@ -18,7 +18,7 @@ class Triangle(keras.optimizers.schedules.LearningRateSchedule):
         progress = ops.cast(step, "float32") / self.steps
         up = self.start + (1 - self.start) * progress / max(self.top, 1e-9)
         down = 1 - (1 - self.end) * (progress - self.top) / (1 - self.top)
-        return self.peak * ops.maximum(ops.where(progress < self.top, up, down), 0.0)
+        return self.peak * ops.where(progress < self.top, up, ops.maximum(down, self.end))
 
     def get_config(self) -> dict[str, Any]:
         return dict(vars(self))

@@ -14,6 +14,8 @@ import training
 from training.cifar10 import recipes
 from training.cifar10.data import DataError
 
+DTYPES = ("float32", "mixed_bfloat16", "mixed_float16")
+
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train a recipe on CIFAR-10.")
@@ -22,10 +24,15 @@ def parse_arguments() -> argparse.Namespace:
     add("--seed", type=int, default=0, help="of everything random (%(default)s)")
     add("--epochs", type=float, help="instead of the recipe's own number")
     add("--final", action="store_true", help="train on all images, measure on the test set")
+    add("--hold-out", action="store_true", help="with --final: keep 1,000 images to calibrate on")
+    add("--dtype", choices=DTYPES, help="to compute in, instead of the recipe's choice")
     add("--data", help="directory of cifar-10-batches-py, default $CIFAR10_DIR")
     add("--outliers", help="directory of cifar-100-python, default $CIFAR100_DIR, where needed")
     add("--output", type=Path, help="directory of the run, default runs/RECIPE-seedN[-final]")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.hold_out and not args.final:
+        parser.error("--hold-out is for --final; without it, 5,000 images are kept to validate on")
+    return args
 
 
 def main() -> None:
@@ -41,6 +48,8 @@ def main() -> None:
             seed=args.seed,
             final=args.final,
             epochs=args.epochs,
+            dtype=args.dtype,
+            hold_out=args.hold_out,
             data=args.data,
             cifar100=args.outliers,
             run=args.output,

@@ -54,20 +54,21 @@ def pipelines(images: np.ndarray) -> Iterator[list[str]]:
     for name in recipes.names():
         recipe = recipes.load(name)
         for size in sorted(set(recipe.resolution.values())):
-            batches = endless_batches(recipe, augment.resize(images, size))
+            given = images if recipe.augmentation.resizes else augment.resize(images, size)
+            batches = endless_batches(recipe, given, size)
             pipeline = images_per_second(lambda batches=batches: next(batches)[0])
             step = speed.images_per_second(recipe, size)
             ratio = f"{pipeline / step:.0f}"
             yield [name, str(size), f"{pipeline:,.0f}", f"{step:,.0f}", ratio]
 
 
-def endless_batches(recipe: "Recipe", images: np.ndarray) -> Iterator:
+def endless_batches(recipe: "Recipe", images: np.ndarray, image_size: int) -> Iterator:
     from training.cifar10.train import batches_of_epoch
 
     labels = np.arange(len(images)) % 10
     augmentation, batch_size = recipe.augmentation, recipe.batch_size
     return chain.from_iterable(
-        batches_of_epoch(images, labels, augmentation, batch_size, epoch, seed=0)
+        batches_of_epoch(images, labels, augmentation, batch_size, epoch, 0, image_size)
         for epoch in count()
     )
 

@@ -1,10 +1,15 @@
 """How fast a training step is, and how fast this machine multiplies matrices."""
 
+from collections import defaultdict
+from dataclasses import replace
+from math import ceil
+
 import keras
 import numpy as np
 
 from benchmarks.common import milliseconds
 from training.cifar10 import train
+from training.cifar10.networks import operations
 from training.cifar10.recipes import Recipe
 
 STEPS = 4
@@ -16,6 +21,7 @@ def images_per_second(recipe: Recipe, image_size: int) -> float:
     shape = (recipe.batch_size, image_size, image_size, 3)
     images = rng.integers(0, 256, shape, dtype=np.uint8)
     targets = np.eye(10, dtype=np.float32)[np.arange(len(images)) % 10]
+    recipe = replace(recipe, dtype=train.dtype_of(recipe))
     network = train.build(recipe, images, 0, 48, recipe.epochs)
     times = milliseconds(lambda: network.train_on_batch(images, targets), STEPS + 1)
     return 1000 * len(images) / float(np.median(times[1:]))  # the first step compiles
@@ -36,13 +42,13 @@ def matrix_product_gflops(dtype: str, size: int = 2048, repeats: int = 20) -> fl
 
 def gflop_per_image(network: keras.Model, image_size: int) -> float:
     """Arithmetic of a training step: the products of forward pass and two backward ones, in 1e9."""
-    inputs = keras.Input((image_size, image_size, 3))
-    sized = keras.models.clone_model(network, input_tensors=inputs)
-    forward = 0.0
-    for layer in sized.layers:
-        if isinstance(layer, keras.layers.Conv2D):
-            _, height, width, _ = layer.output.shape
-            forward += 2 * height * width * float(np.prod(layer.kernel.shape))
-        elif isinstance(layer, keras.layers.Dense):
-            forward += 2 * float(np.prod(layer.kernel.shape))
-    return 3 * forward / 1e9
+    return 3 * sum(operations(network, image_size).values()) / 1e9
+
+
+def pflop(recipe: Recipe, images: int = 50_000) -> float:
+    """Arithmetic of a whole training on so many images, counted so, in 1e15; without evaluation."""
+    network, steps_per_epoch = recipe.network(), images // recipe.batch_size
+    shown: dict[int, int] = defaultdict(int)  # {image size: images}
+    for step in range(ceil(steps_per_epoch * recipe.epochs)):
+        shown[train.image_size_of_epoch(recipe, step // steps_per_epoch)] += recipe.batch_size
+    return sum(n * gflop_per_image(network, size) for size, n in shown.items()) / 1e6

@@ -26,6 +26,7 @@ CIFAR10_MEAN = (125.307, 122.950, 113.865)
 CIFAR10_STD = (62.993, 62.089, 66.705)
 
 VALIDATION_SIZE = 5_000
+HELD_OUT = 1_000  # of a final run, to calibrate on
 SPLIT_SEED = 2009  # one split for every run: accuracies of different runs stay comparable
 
 Split = tuple[np.ndarray, np.ndarray]
@@ -126,16 +127,18 @@ def _download() -> tuple[Split, Split]:
     return train, test
 
 
-def split_validation(images: np.ndarray, labels: np.ndarray) -> tuple[Split, Split]:
-    """Split off a tenth of the training set, stratified, by a fixed seed: (train, validation).
+def split_validation(
+    images: np.ndarray, labels: np.ndarray, size: int = VALIDATION_SIZE
+) -> tuple[Split, Split]:
+    """Split off a part of the training set, stratified, by a fixed seed: (train, validation).
 
-    Of the 50,000 that is 45,000 and 5,000, 500 of each class.
+    Of the 50,000 images the part has `size`, equally many of each class; of fewer, in proportion.
     """
     rng = np.random.default_rng(SPLIT_SEED)
     is_validation = np.zeros(len(labels), bool)
     for label in np.unique(labels):
         members = rng.permutation(np.flatnonzero(labels == label))
-        is_validation[members[: round(len(members) * VALIDATION_SIZE / 50_000)]] = True
+        is_validation[members[: max(1, round(len(members) * size / 50_000))]] = True
     return (
         (images[~is_validation], labels[~is_validation]),
         (images[is_validation], labels[is_validation]),

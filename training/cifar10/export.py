@@ -1,8 +1,8 @@
 """Turn a finished run into a model bundle; the command is training/export.py.
 
-Temperature and thresholds are fitted on photos, or else on validation images. A run of --final was
-trained on all 50,000 training images, so the latter are shown to the validation run: the run of the
-same recipe and seed that kept 5,000 images back.
+Temperature and thresholds are fitted on photos, or else on images that were held out of training:
+the run's own. A run of --final has none, unless it was told to hold some out, so the validation run
+stands in for it: the run of the same recipe and seed that kept 5,000 images back.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from rest_api.bundle import FILENAMES, Engine, View
-from training.cifar10.data import LABELS, Split, load_cifar10, split_validation
+from training.cifar10.data import HELD_OUT, LABELS, Split, load_cifar10, split_validation
 from training.cifar10.networks import BatchNorm
 from training.cifar10.train import load_network, predict
 from training.evaluate import labelled_views, views_of
@@ -54,16 +54,25 @@ def knows_others(network: keras.Model) -> bool:
 
 
 def calibration_of(
-    run: Path, network: keras.Model, data: Split, views: Sequence[View], photos: Path | None
+    run: Path,
+    network: keras.Model,
+    held_out: int,
+    data: Split,
+    views: Sequence[View],
+    photos: Path | None,
 ) -> tuple[float, dict[str, Any]]:
     """The temperature, and what model.json says of it and of the thresholds.
 
-    `data` are the training images, of which the validation images are a part. Raises RunError and
-    PhotosError.
+    `data` are the training images, of which those `held_out` and those of validation are parts.
+    Raises RunError and PhotosError.
     """
     if photos:
         shown, labels = labelled_views(photos, LABELS, 32, views)
         fitted_on = f"{len(labels):,} photos, which {run.name} was not trained on"
+    elif held_out:
+        _, (images, labels) = split_validation(*data, HELD_OUT)
+        shown = views_of(map(Image.fromarray, images), 32, views)
+        fitted_on = f"{held_out:,} training images, which {run.name} was not trained on"
     else:
         validation_run = run.with_name(run.name.removesuffix("-final"))
         network = network if validation_run == run else load_network(validation_run)[0]
@@ -97,7 +106,10 @@ def export_run(
     refuse_other_folder(destination)
     network, result = load_network(run)
     training, (images, labels) = load_cifar10(data)
-    temperature, fitted = calibration_of(run, network, training, views, calibration_photos)
+    held_out = result.get("held_out", 0)
+    temperature, fitted = calibration_of(
+        run, network, held_out, training, views, calibration_photos
+    )
     description = {
         "name": name or destination.name,
         "version": f"{result['date']}-{run.name}",

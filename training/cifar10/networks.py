@@ -4,7 +4,7 @@ Both take RGB (N, H, W, 3) with values 0..255, uint8 or float, normalise inside,
 logits (N, classes) float32. Built of plain Keras layers, so a saved model needs no code of ours.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
@@ -63,6 +63,7 @@ def vgg(
 def fast_vgg(
     widths: Sequence[int] = (64, 256, 256),
     *,
+    activation: Callable[[Tensor], Tensor] | None = None,
     mean: Sequence[float] = CIFAR10_MEAN,
     std: Sequence[float] = CIFAR10_STD,
     classes: int = 10,
@@ -72,22 +73,24 @@ def fast_vgg(
     A 2x2 whitening convolution with a frozen kernel, three blocks of
     conv-pool-norm-GELU-conv-norm-GELU, the maximum over what is left, and a linear head scaled
     by 1/9. Works on images of any side from 16 pixels. Call `initialise` before training.
+    `activation` takes the place of GELU.
     """
+    activate = activation or gelu
 
-    def norm_gelu(x: Tensor) -> Tensor:
-        return gelu(BatchNorm(scale=False, momentum=0.6, epsilon=1e-5)(x))
+    def norm_activate(x: Tensor) -> Tensor:
+        return activate(BatchNorm(scale=False, momentum=0.6, epsilon=1e-5)(x))
 
     inputs = keras.Input((None, None, 3))
     x = _normalise(inputs, mean, std)
     # Whitening magnifies small differences, which bfloat16 would round away: float32 up to here,
     # whatever the policy. The identity casts.
     x = layers.Conv2D(24, 2, dtype="float32", name="whiten")(x)
-    x = gelu(layers.Identity()(x))  # (N, 31, 31, 24)
+    x = activate(layers.Identity()(x))  # (N, 31, 31, 24)
     for block, width in enumerate(widths, 1):
         x = layers.Conv2D(width, 3, padding="same", use_bias=False, name=f"conv{block}a")(x)
-        x = norm_gelu(layers.MaxPooling2D()(x))  # sides 15, 7, 3
+        x = norm_activate(layers.MaxPooling2D()(x))  # sides 15, 7, 3
         x = layers.Conv2D(width, 3, padding="same", use_bias=False, name=f"conv{block}b")(x)
-        x = norm_gelu(x)
+        x = norm_activate(x)
     x = layers.GlobalMaxPooling2D()(x)  # (N, 256)
     like_torch = keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform")
     head = layers.Dense(
@@ -166,6 +169,22 @@ class BatchNorm(layers.BatchNormalization):
             for moving, batch in ((self.moving_mean, mean), (self.moving_variance, variance)):
                 moving.assign(moving * self.momentum + batch * (1 - self.momentum))
         return outputs
+
+
+def operations(network: keras.Model, image_size: int) -> dict[keras.Layer, float]:
+    """The operations of each convolution and dense layer, forward, for one image.
+
+    The layers are those of a copy of the network for images of that size, so each knows its shapes.
+    """
+    inputs = keras.Input((image_size, image_size, 3))
+    counts = {}
+    for layer in keras.models.clone_model(network, input_tensors=inputs).layers:
+        if isinstance(layer, layers.Conv2D):
+            _, height, width, _ = layer.output.shape
+            counts[layer] = 2 * height * width * float(np.prod(layer.kernel.shape))
+        elif isinstance(layer, layers.Dense):
+            counts[layer] = 2 * float(np.prod(layer.kernel.shape))
+    return counts
 
 
 def initialise(

@@ -25,7 +25,7 @@ def plain(network: Callable[[], keras.Model], augmentation: Augmentation | None 
         epochs=12,
         batch_size=128,
         augmentation=augmentation or Augmentation(),
-        dtype="mixed_bfloat16",
+        dtype="auto",
     )
 
 
@@ -45,7 +45,7 @@ REGULARISATION = {
     ),
 }
 
-fast = replace(airbench94.recipe, epochs=6, resolution={0: 24, 4: 32})
+fast = replace(airbench94.recipe, epochs=6, resolution={0: 24, 4: 32}, dtype="auto")
 TRICKS = {
     "fast": fast,
     "fast-without-whitening": replace(fast, initialise=partial(initialise, whitening=False)),

@@ -8,7 +8,7 @@ import csv
 import datetime
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from math import ceil, inf
@@ -25,15 +25,18 @@ from training.checkpoint import (
     CHECKPOINT,
     RunError,
     TrainState,
+    read_settings,
     restore_checkpoint,
     save_checkpoint,
     versions,
 )
 from training.cifar10 import outliers, recipes
-from training.cifar10.data import LABELS, Split, load_cifar10, split_validation
+from training.cifar10.data import HELD_OUT, LABELS, Split, load_cifar10, split_validation
 from training.cifar10.recipes import Recipe
 from training.files import replacing
+from training.precision import fastest_dtype, on_accelerator
 
+STEPS_IN_A_GRAPH = 8  # on an accelerator, where Python's part of each step counts
 HISTORY, CURVES, RESULT = "history.csv", "curves.png", "result.json"
 
 
@@ -58,6 +61,7 @@ def train(
     started = time.perf_counter() if started is None else started
     images, labels = data
     epochs = recipe.epochs if epochs is None else epochs
+    recipe = replace(recipe, dtype=dtype_of(recipe, run / CHECKPOINT))
     drawn = min(round(recipe.outliers * len(images)), len(others[1])) if others else 0
     batch_size = min(recipe.batch_size, len(images))
     steps_per_epoch = (len(images) + drawn) // batch_size
@@ -65,23 +69,34 @@ def train(
 
     network = build(recipe, images, seed, steps_per_epoch, epochs)
     averages = {"lookahead": network.get_weights()} if recipe.lookahead else {}
-    state = TrainState({"seed": seed, "epochs": epochs, "images": len(images)})
+    settings = {"seed": seed, "epochs": epochs, "images": len(images), "dtype": recipe.dtype}
+    state = TrainState(settings)
     run.mkdir(parents=True, exist_ok=True)
     if (run / CHECKPOINT).exists():
         state, averages = restore_checkpoint(run / CHECKPOINT, network, state.settings, averages)
     first, before = state.epoch, state.seconds
 
+    begin = total_steps - recipe.lookahead_epochs * steps_per_epoch
+    ends: list[float] = []  # of the epoch's steps
+
     def after_step() -> None:
         state.step += 1
         if recipe.lookahead and state.step % recipe.lookahead == 0:
-            look_ahead(network, averages["lookahead"], state.step / total_steps)
+            # Before, the average is the weights themselves.
+            done = state.step / total_steps if state.step > begin else 0
+            look_ahead(network, averages["lookahead"], done)
+        ends.append(time.perf_counter())
+        bar.update(batch_size)
 
     bar = tqdm(total=total_steps * batch_size, initial=state.step * batch_size, unit="img")
+    train_steps = fit_steps if on_accelerator() else single_steps
     for epoch in range(first, ceil(epochs)):
-        image_size = image_size_of_epoch(recipe, epoch)
-        if epoch == first or image_size != image_size_of_epoch(recipe, epoch - 1):
-            network.make_train_function(force=True)  # one graph per image size: fixed shapes
-            size = images.shape[1] if recipe.augmentation.boxes else image_size  # boxes change it
+        image_size, frozen = phase = phase_of_epoch(recipe, epoch)
+        if epoch == first or phase != phase_of_epoch(recipe, epoch - 1):
+            for name in frozen:
+                network.get_layer(name).trainable = False
+            network.make_train_function(force=True)  # one graph for each phase: fixed shapes
+            size = images.shape[1] if recipe.augmentation.resizes else image_size
             known = augment.resize(images, size), labels
             unknown = (augment.resize(others[0], size), others[1]) if others else None
         shown = outliers.draw(known, unknown, drawn, epoch, seed) if unknown else known
@@ -90,20 +105,38 @@ def train(
             *shown, augmentation, batch_size, epoch, seed, image_size, network.output_shape[-1]
         )
         bar.set_description(f"epoch {epoch + 1}/{ceil(epochs)}")
-        figures = train_steps(network, islice(batches, total_steps - state.step), after_step, bar)
+        steps = min(steps_per_epoch, total_steps - state.step)
+        ends.clear()
+        figures = train_steps(network, batches, steps, after_step, bar)
         if recipe.lookahead and state.step == total_steps:
             network.set_weights(averages["lookahead"])
 
         figures |= validate(network, validation) if validation else {}
         state.epoch = epoch + 1
         state.seconds = round(before + time.perf_counter() - started, 1)
-        row = {"epoch": epoch + 1, "image_size": image_size, **figures, "seconds": state.seconds}
+        row = {
+            "epoch": epoch + 1,
+            "image_size": image_size,
+            **figures,
+            "seconds": state.seconds,
+            "seconds_in_steps": seconds_in_steps(ends),
+        }
         state.history.append(row)
         save_checkpoint(run / CHECKPOINT, network, state, averages)
         write_history(run / HISTORY, state.history)
         tqdm.write("  ".join(f"{key} {value:.4g}" for key, value in row.items()))
     bar.close()
     return network, state
+
+
+def dtype_of(recipe: Recipe, checkpoint: Path | None = None) -> str:
+    """The dtype policy to train in: where the recipe leaves it open, that of the checkpoint, or
+    else the fastest on this machine. Raises RunError."""
+    if recipe.dtype != "auto":
+        return recipe.dtype
+    if checkpoint and checkpoint.exists():
+        return str(read_settings(checkpoint).get("dtype"))
+    return fastest_dtype(recipe.network())
 
 
 def steps_in(epochs: float, steps_per_epoch: int) -> int:
@@ -117,19 +150,56 @@ def steps_in(epochs: float, steps_per_epoch: int) -> int:
     return ceil(steps_per_epoch * epochs)
 
 
-def train_steps(
-    network: keras.Model, batches: Iterable[Split], after_step: Callable[[], None], bar: tqdm
+def single_steps(
+    network: keras.Model,
+    batches: Iterator[Split],
+    steps: int,
+    after_step: Callable[[], None],
+    bar: tqdm,
 ) -> dict[str, float]:
-    """Train on each of some batches; returns their mean loss and accuracy."""
+    """Train on so many batches, one after the other; returns their mean loss and accuracy."""
     sums = {"loss": 0.0, "accuracy": 0.0}
-    for done, (images, targets) in enumerate(batches, start=1):
+    for done, (images, targets) in enumerate(islice(batches, steps), start=1):
         network.reset_metrics()
         logs = network.train_on_batch(images, targets, return_dict=True)
         after_step()
         sums = {key: total + float(logs[key]) for key, total in sums.items()}
         bar.set_postfix({key: f"{sums[key] / done:.3f}" for key in sums}, refresh=False)
-        bar.update(len(images))
-    return {key: round(total / done, 5) for key, total in sums.items()}
+    return {key: round(total / steps, 5) for key, total in sums.items()}
+
+
+def fit_steps(
+    network: keras.Model,
+    batches: Iterator[Split],
+    steps: int,
+    after_step: Callable[[], None],
+    bar: tqdm,
+) -> dict[str, float]:
+    """The same by Keras's fit: several steps in one graph, the next batches made meanwhile."""
+    done = 0
+
+    def after_group(last: int, logs: dict[str, float]) -> None:
+        nonlocal done
+        before, done = done, min(last + 1, steps)
+        for _ in range(before, done):
+            after_step()
+        bar.set_postfix({key: f"{float(logs[key]):.3f}" for key in logs}, refresh=False)
+
+    callback = keras.callbacks.LambdaCallback(on_train_batch_end=after_group)
+    fitted = network.fit(
+        islice(batches, steps),  # or the last group would go on
+        steps_per_epoch=steps,
+        shuffle=False,
+        verbose=0,
+        callbacks=[callback],
+    )
+    return {key: round(float(fitted.history[key][0]), 5) for key in ("loss", "accuracy")}
+
+
+def seconds_in_steps(ends: Sequence[float]) -> float:
+    """The time of an epoch's steps. The first, which builds the graph, counts as the others do."""
+    between = len(ends) - 1
+    return round((ends[-1] - ends[0]) * len(ends) / between, 1) if between else 0.0
 
 
 def build(
@@ -147,9 +217,11 @@ def build(
         from_logits=True, label_smoothing=recipe.label_smoothing
     )
     optimizer = recipe.optimizer(steps_per_epoch, epochs)
-    # XLA's convolutions are slower than oneDNN's on a CPU: no jit.
-    network.compile(optimizer, loss, metrics=["accuracy"], jit_compile=False)
-    optimizer.build(network.trainable_variables)
+    # Lookahead comes between two steps.
+    steps = STEPS_IN_A_GRAPH if on_accelerator() and not recipe.lookahead else 1
+    # XLA is left to Keras: it takes it on a GPU, but not on a CPU, where oneDNN is faster.
+    network.compile(optimizer, loss, metrics=["accuracy"], steps_per_execution=steps)
+    network.optimizer.build(network.trainable_variables)  # with loss scaling, if float16 needs it
     return network
 
 
@@ -181,6 +253,16 @@ def batches_of_epoch(
 def image_size_of_epoch(recipe: Recipe, epoch: int) -> int:
     """Width and height, in pixels, of the training images in that epoch."""
     return recipe.resolution[max(start for start in recipe.resolution if start <= epoch)]
+
+
+def phase_of_epoch(recipe: Recipe, epoch: int) -> tuple[int, list[str]]:
+    """The image size, and the layers that need no gradient: each phase has its graph.
+
+    Optimizers on JAX take the gradients of all variables, or none.
+    """
+    frozen = [name for name, start in recipe.frozen.items() if start <= epoch]
+    everything = keras.backend.backend() == "jax"
+    return image_size_of_epoch(recipe, epoch), [] if everything else frozen
 
 
 def augmentation_of_epoch(recipe: Recipe, epoch: int, epochs: float) -> Augmentation:
@@ -219,11 +301,22 @@ def predict(network: keras.Model, images: np.ndarray) -> np.ndarray:
     return np.concatenate([network.predict_on_batch(images[i : i + 1000]) for i in starts])
 
 
-def predict_views(network: keras.Model, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Logits (N, 10) of the ten classes, without and with test-time augmentation."""
-    weights, views = zip(*metrics.views(images), strict=True)
-    logits = [predict(network, view)[:, : len(LABELS)] for view in views]
-    return logits[0], sum(w * each for w, each in zip(weights, logits, strict=True))
+def predict_views(
+    network: keras.Model, images: np.ndarray, share: float = 1.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Logits (N, 10) of the ten classes, without and with test-time augmentation.
+
+    Only the fraction `share` of the images, those least sure in one view, is shown in all views.
+    """
+    one_view = predict(network, images)[:, : len(LABELS)]
+    confidence = metrics.softmax(one_view).max(1)
+    unsure = np.argsort(confidence)[: round(share * len(images))]
+    (weight, _), *others = metrics.views(images[unsure])
+    augmented = one_view.copy()
+    augmented[unsure] *= weight
+    for weight, view in others:
+        augmented[unsure] += weight * predict(network, view)[:, : len(LABELS)]
+    return one_view, augmented
 
 
 def load_network(run: Path) -> tuple[keras.Model, dict[str, Any]]:
@@ -233,6 +326,8 @@ def load_network(run: Path) -> tuple[keras.Model, dict[str, Any]]:
         recipe = recipes.load(result["recipe"])
     except ValueError as error:
         raise RunError(f"{run}: {error}") from None
+    # In float32, as it is served: any machine computes that.
+    recipe = replace(recipe, dtype="float32")
     network = build(recipe, np.zeros((1, 32, 32, 3), np.uint8), 0, 1, 1)
     restore_checkpoint(run / CHECKPOINT, network)
     return network, result
@@ -268,6 +363,8 @@ def run_recipe(
     seed: int = 0,
     final: bool = False,
     epochs: float | None = None,
+    dtype: str | None = None,
+    hold_out: bool = False,
     data: str | Path | None = None,
     cifar100: str | Path | None = None,
     run: Path | None = None,
@@ -276,15 +373,20 @@ def run_recipe(
     """Train, measure and write result.json, or read it where the run is finished.
 
     `run` is its directory, runs/NAME-seedN[-final] by default; `data` that of CIFAR-10, `cifar100`
-    that of CIFAR-100, for a recipe with outliers. Raises DataError and RunError.
+    that of CIFAR-100, for a recipe with outliers. With `hold_out`, a `final` run leaves HELD_OUT
+    training images to the export, which calibrates on them. Raises DataError and RunError.
     """
+    recipe = replace(recipe, dtype=dtype or recipe.dtype)
     run = run or directory(name, seed, final)
     if (run / RESULT).exists():
-        return finished(run, recipe.epochs if epochs is None else epochs)
+        return finished(run, recipe.epochs if epochs is None else epochs, hold_out)
     trained_on, test = load_cifar10(data)
-    validation = None
+    validation, held_out = None, 0
     if not final:
         trained_on, validation = split_validation(*trained_on)
+    elif hold_out:
+        trained_on, kept = split_validation(*trained_on, HELD_OUT)
+        held_out = len(kept[1])
     others = None
     if recipe.outliers:
         others = outliers.outliers(outliers.load_cifar100(cifar100), seed)
@@ -300,17 +402,19 @@ def run_recipe(
     )
     evaluation = time.perf_counter()
     images, labels = validation or test
-    logits, logits_tta = predict_views(network, images)
+    logits, logits_tta = predict_views(network, images, recipe.augmented_share)
     evaluation = time.perf_counter() - evaluation
     plots.save(plots.curves(state.history, run.name), run / CURVES)
     result = {
         "recipe": name,
         **state.settings,
+        "held_out": held_out,
         "date": datetime.date.today().isoformat(),
         "measured_on": "test" if final else "validation",
         "accuracy": metrics.accuracy(logits, labels),
         "accuracy_tta": metrics.accuracy(logits_tta, labels),
         "seconds": round(state.seconds + evaluation, 1),
+        "seconds_in_steps": round(sum(row["seconds_in_steps"] for row in state.history), 1),
         "versions": versions(),
     }
     with replacing(run / RESULT) as part:
@@ -323,12 +427,18 @@ def directory(name: str, seed: int, final: bool) -> Path:
     return Path("runs", f"{name}-seed{seed}" + "-final" * final)
 
 
-def finished(run: Path, epochs: float) -> dict[str, Any]:
-    """The result of a finished run. Raises RunError if it was one of other length."""
+def finished(run: Path, epochs: float, hold_out: bool) -> dict[str, Any]:
+    """The result of a finished run. Raises RunError if it was one of other length or images."""
     result = read_result(run)
     if result["epochs"] != epochs:
         raise RunError(
             f"{run} holds a finished run of {result['epochs']:g} epochs, not {epochs:g}. "
+            "Remove it, or give another --output."
+        )
+    if bool(result.get("held_out")) != hold_out:
+        held_out = "without" if hold_out else "with"
+        raise RunError(
+            f"{run} holds a finished run {held_out} images held out (--hold-out). "
             "Remove it, or give another --output."
         )
     print(f"{run} is finished; remove it to train again.")

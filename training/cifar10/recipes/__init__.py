@@ -6,6 +6,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from math import inf
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -28,9 +29,15 @@ class Recipe:
     sharp_epochs: int = 0  # at the end, without rotation and shift, which blur
     label_smoothing: float = 0.0
     lookahead: int = 0  # steps between two averagings of the weights; 0 for none
+    lookahead_epochs: float = inf  # at the end, in which the weights are averaged
     resolution: Mapping[int, int] = field(default_factory=lambda: {0: 32})  # {from epoch: pixels}
+    # {layer: epoch from which the optimizer leaves it alone}: no gradient is computed for it then.
+    frozen: Mapping[str, int] = field(default_factory=dict)
     outliers: float = 0.0  # images of none of the ten classes (outliers.py) for each of the ten
-    dtype: str = "float32"  # or mixed_bfloat16: float32 variables, bfloat16 arithmetic
+    augmented_share: float = 1.0  # of the images measured, the least sure, with all views
+    # A dtype policy of Keras's, or "auto": the one that this machine trains fastest in. Mixed ones
+    # have float32 variables.
+    dtype: str = "float32"
 
 
 def names() -> list[str]:

@@ -45,5 +45,5 @@ recipe = Recipe(
     outliers=0.2,  # 10,000 beside the 50,000 of an epoch
     # Pixels on a side from an epoch on: the learning rate is low when they are all there.
     resolution={0: 24, round(0.65 * EPOCHS): 28, round(0.86 * EPOCHS): 32},
-    dtype="mixed_bfloat16",  # 1.5 x as fast as float32 where the CPU has bfloat16 arithmetic
+    dtype="auto",
 )
