@@ -8,11 +8,12 @@ import csv
 import datetime
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 from math import ceil, inf
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import keras
@@ -226,11 +227,16 @@ def predict_views(network: keras.Model, images: np.ndarray) -> tuple[np.ndarray,
     return logits[0], sum(w * each for w, each in zip(weights, logits, strict=True))
 
 
-def load_network(run: Path) -> tuple[keras.Model, dict[str, Any]]:
-    """The trained network of a finished run and its result.json. Raises RunError."""
+def load_network(
+    run: Path, variants: Mapping[str, Recipe] = MappingProxyType({})
+) -> tuple[keras.Model, dict[str, Any]]:
+    """The trained network of a finished run and its result.json.
+
+    The run is of a recipe, or of one of `variants`. Raises RunError.
+    """
     result = read_result(run)
     try:
-        recipe = recipes.load(result["recipe"])
+        recipe = variants.get(result["recipe"]) or recipes.load(result["recipe"])
     except ValueError as error:
         raise RunError(f"{run}: {error}") from None
     network = build(recipe, np.zeros((1, 32, 32, 3), np.uint8), 0, 1, 1)
