@@ -126,6 +126,8 @@ def measure(
         }
         if size == SIZES[0]:
             pair = Outputs(*(each[:, served] for each in known))
+            probabilities = metrics.softmax(pair.logits[..., :KNOWN]).mean(1)
+            confusion = metrics.confusion_matrix(probabilities, class_ids)
     shown = outputs(network, photos_in_views(others, SIZES[0])[:, served])
     trained = outputs(network, training[0][:10_000])
     fitted = mahalanobis(trained.features, training[1][:10_000])
@@ -133,6 +135,7 @@ def measure(
     return {
         "photos": len(files),
         "right": by_size,
+        "confusion": confusion.tolist(),
         "others": list(score_rows(pair, shown, fitted)),
         "cifar100": list(score_rows(outputs(network, images), unseen, fitted)),
     }
