@@ -60,8 +60,8 @@ TRICKS = {
 crops = replace(
     street.recipe,
     network=partial(residual_vgg, street.WIDTHS),
-    epochs=6,
-    resolution={0: 24, 4: 32},
+    epochs=4,
+    resolution={0: 24, 3: 32},
     augmentation=fast94.recipe.augmentation,
     outliers=0,
 )

@@ -315,7 +315,7 @@ def score_of(run, which):
 # %% [markdown]
 # ## What training brings
 #
-# One network, `residual_vgg`, trained for six epochs on 45,000 images; each row adds one thing to
+# One network, `residual_vgg`, trained for four epochs on 45,000 images; each row adds one thing to
 # the row above it:
 #
 # - **crops**: mirrored, and shifted by up to two pixels, as `fast94` has it;
