@@ -1,4 +1,4 @@
-"""Train the variants that cifar10_CNN.ipynb compares: `python -m training.study`.
+"""Train the variants that the notebooks compare: `python -m training.study`.
 
     python -m training.study                # every variant that is not finished yet
     python -m training.study l2 --seed 1
@@ -19,6 +19,10 @@ def main() -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="of everything random (%(default)s)")
     parser.add_argument("--data", help="directory of cifar-10-batches-py, default $CIFAR10_DIR")
+    parser.add_argument(
+        "--outliers",
+        help="directory of cifar-100-python, default $CIFAR100_DIR, for street-outliers",
+    )
     args = parser.parse_args()
     training.import_keras()
     from training.checkpoint import RunError
@@ -30,7 +34,7 @@ def main() -> None:
         parser.error(f"no variant {', '.join(sorted(unknown))}; there are {', '.join(VARIANTS)}")
     try:
         for name in args.variants or VARIANTS:
-            run_recipe(name, VARIANTS[name], seed=args.seed, data=args.data)
+            run_recipe(name, VARIANTS[name], seed=args.seed, data=args.data, cifar100=args.outliers)
     except (DataError, RunError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""The study of cifar10_CNN.ipynb: one network or one trick at a time, on a fixed budget.
+"""The study of the notebooks: one network or one trick at a time, on a fixed budget.
 
 The command is training/study.py.
 """
@@ -10,8 +10,8 @@ from functools import partial
 import keras
 
 from training.augment import Augmentation
-from training.cifar10.networks import initialise, vgg
-from training.cifar10.recipes import Recipe, airbench94, classic
+from training.cifar10.networks import initialise, residual_vgg, vgg
+from training.cifar10.recipes import Recipe, airbench94, classic, fast94, street
 
 DROPOUT = (0.2, 0.3, 0.4, 0.5)
 L2 = 1e-4
@@ -56,4 +56,24 @@ TRICKS = {
     "fast-with-random-flip": replace(fast, augmentation=replace(fast.augmentation, flip="random")),
 }
 
-VARIANTS = REGULARISATION | TRICKS
+# From the benchmark to real photos: each adds one thing to the one above it.
+crops = replace(
+    street.recipe,
+    network=partial(residual_vgg, street.WIDTHS),
+    epochs=4,
+    resolution={0: 24, 3: 32},
+    augmentation=fast94.recipe.augmentation,
+    outliers=0,
+)
+boxes = replace(crops, augmentation=replace(street.recipe.augmentation, light=0, sharpness=0))
+light = replace(boxes, augmentation=street.recipe.augmentation)
+PHOTOS = {
+    "street-crops": crops,
+    "street-boxes": boxes,
+    "street-light": light,
+    "street-outliers": replace(
+        light, network=street.recipe.network, outliers=street.recipe.outliers
+    ),
+}
+
+VARIANTS = REGULARISATION | TRICKS | PHOTOS

@@ -8,11 +8,12 @@ import csv
 import datetime
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from math import ceil, inf
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import keras
@@ -319,11 +320,16 @@ def predict_views(
     return one_view, augmented
 
 
-def load_network(run: Path) -> tuple[keras.Model, dict[str, Any]]:
-    """The trained network of a finished run and its result.json. Raises RunError."""
+def load_network(
+    run: Path, variants: Mapping[str, Recipe] = MappingProxyType({})
+) -> tuple[keras.Model, dict[str, Any]]:
+    """The trained network of a finished run and its result.json.
+
+    The run is of a recipe, or of one of `variants`. Raises RunError.
+    """
     result = read_result(run)
     try:
-        recipe = recipes.load(result["recipe"])
+        recipe = variants.get(result["recipe"]) or recipes.load(result["recipe"])
     except ValueError as error:
         raise RunError(f"{run}: {error}") from None
     # In float32, as it is served: any machine computes that.

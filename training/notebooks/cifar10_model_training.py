@@ -38,6 +38,7 @@
 
 # %%
 import inspect
+import json
 from pathlib import Path
 
 import numpy as np
@@ -45,10 +46,10 @@ import pandas as pd
 
 from rest_api.classifier import load_model
 from training import metrics, optimizers, plots
-from training.cifar10 import records, train
+from training.cifar10 import records, study, train
 from training.cifar10.data import LABELS, load_cifar10
 from training.cifar10.export import export_run
-from training.cifar10.recipes import classic, fast94
+from training.cifar10.recipes import classic, fast94, street
 from training.evaluate import in_batches
 
 pd.options.display.float_format = "{:.2f}".format
@@ -275,3 +276,137 @@ pd.Series(dict(prediction.classes)).map("{:.2%}".format).to_frame("probability")
 
 # %% [markdown]
 # ![a frog](rest_api/frog.jpg)
+
+# %% [markdown]
+# # From the benchmark to the street
+#
+# The test set comes from the same collection as the training images: 32 x 32 pixels, one object
+# that fills the image, one of ten classes. A photo that somebody sends is none of that. Its pixels
+# are shrunk from millions, its shape is not square, the object stands anywhere in any size, and it
+# may be no animal or vehicle at all. **Question**: what is left of the accuracy, and what brings it
+# back?
+#
+# **Experiment**: 400 photos of the ten classes, 40 of each, from some forty places, and 3,170 of
+# dishes, scenes and other objects. They may not be published, so the figures are loaded from the
+# repository here; with photos of your own, this makes them again:
+#
+# ```
+# python -m benchmarks.quality.street RUN … --photos DIR --others DIR … --output FILE
+# ```
+
+# %%
+figures = json.loads(Path("benchmarks/quality/records/street.json").read_text())
+served_views = "stretch + center_crop:mirrored"
+runs = {
+    "crops": "street-crops-seed0",
+    "+ boxes": "street-boxes-seed0",
+    "+ light and sharpness": "street-light-seed0",
+    "+ outliers": "street-outliers-seed0",
+    "the same, trained long": "street-seed0-final",
+}
+
+
+def score_of(run, which):
+    """AUROC of the log odds, or where a network has no outliers, of its best probability."""
+    aurocs = {name: auroc for name, auroc, _ in figures[run][which]}
+    return aurocs.get("log odds", aurocs["probability of the best class"])
+
+
+# %% [markdown]
+# ## What training brings
+#
+# One network, `residual_vgg`, trained for four epochs on 45,000 images; each row adds one thing to
+# the row above it:
+#
+# - **crops**: mirrored, and shifted by up to two pixels, as `fast94` has it;
+# - **boxes** of random size, shape and place are cut out of half the images and resized, so that
+#   objects are larger, smaller, wider and off the centre;
+# - **light and sharpness**: contrast, saturation, brightness and tint vary, and images are blurred
+#   or sharpened, because a photo that is shrunk to 32 pixels is sharper than CIFAR's images are;
+# - **outliers**: one image in five shows something else: a class of CIFAR-100, none of which is one
+#   of CIFAR-10's, or what people send by mistake (text, plain colours, screenshots), made by code.
+#   Each has an output of its own. This is outlier exposure
+#   ([Hendrycks et al. 2019](https://arxiv.org/abs/1812.04606)).
+#
+# The last row is the recipe `street` as it is shipped, on all 50,000 images.
+
+# %%
+studied = {
+    name: records.load(variant, study.PHOTOS[variant])
+    for name, variant in zip(runs, study.PHOTOS, strict=False)
+}
+long = records.load("street", street.recipe, final=True)
+results = {name: run.result for name, run in studied.items()} | {list(runs)[-1]: long.result}
+pd.DataFrame(
+    {
+        name: {
+            "CIFAR-10, one view": 100 * results[name]["accuracy"],
+            "photos, stretched": 100 * figures[run]["right"]["32"]["stretch"],
+            "photos, two views": 100 * figures[run]["right"]["32"][served_views],
+            "AUROC, photos of other things": score_of(run, "others"),
+            "AUROC, CIFAR-100 not shown": score_of(run, "cifar100"),
+        }
+        for name, run in runs.items()
+    }
+).T
+
+# %%
+photos = figures["street-seed0-final"]["photos"]
+on_photos = {name: figures[run]["right"]["32"][served_views] for name, run in runs.items()}
+error = (on_photos["crops"] * (1 - on_photos["crops"]) / photos) ** 0.5
+label = f"right on {photos} photos, two views (%); the band is one standard error"
+plots.show(plots.dots(on_photos, "crops", error, label), "street_training")
+
+# %% [markdown]
+# **Conclusion**: CONCLUSION_TRAINING
+
+# %% [markdown]
+# ## What views bring
+#
+# How does a photo become the square that the network takes? *Stretch* changes its shape, *center
+# crop* loses its ends, *letterbox* adds grey beside it. The outputs for several views can be
+# averaged. The photos once more, with the trained network, at the size of the training images and
+# at two larger ones:
+
+# %%
+by_size = pd.DataFrame(figures["street-seed0-final"]["right"]).mul(100)
+by_size.columns = [f"{size} pixels" for size in by_size.columns]
+by_size
+
+# %% [markdown]
+# **Conclusion**: CONCLUSION_VIEWS
+
+# %% [markdown]
+# ## Which score says "none of these"
+#
+# Softmax divides all probability among the classes, whatever the photo shows. Each of these scores
+# is larger for known things; AUROC is how often it is larger for a known than for an unknown one,
+# FPR95 how many unknown ones pass where 95 % of the known do.
+
+# %%
+names = {"others": "photos of other things", "cifar100": "CIFAR-100 classes not shown"}
+pd.concat(
+    {
+        title: pd.DataFrame(
+            {name: {"AUROC": auroc, "FPR95 (%)": 100 * rate} for name, auroc, rate in rows}
+        ).T
+        for key, title in names.items()
+        for rows in [figures["street-seed0-final"][key]]
+    },
+    axis=1,
+)
+
+# %% [markdown]
+# **Conclusion**: CONCLUSION_SCORES
+
+# %% [markdown]
+# ## What it still gets wrong
+#
+# The photos as they are served, by their true class (rows) and the predicted one:
+
+# %%
+matrix = np.array(figures["street-seed0-final"]["confusion"])
+plots.show(plots.confusion(matrix, LABELS), "confusion_photos")
+
+# %% [markdown]
+# **Conclusion**: CONCLUSION_WRONG
