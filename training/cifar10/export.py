@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from rest_api.bundle import FILENAMES, Engine, View
+from training.cifar10 import recipes
 from training.cifar10.data import HELD_OUT, LABELS, Split, load_cifar10, split_validation
 from training.cifar10.networks import BatchNorm
 from training.cifar10.train import load_network, predict
@@ -22,10 +23,11 @@ from training.export import VIEWS, calibrate, export, refuse_other_folder
 from training.ood import log_odds
 
 
-def deployable(network: keras.Model, temperature: float) -> keras.Model:
+def deployable(network: keras.Model, temperature: float, image_size: int = 32) -> keras.Model:
     """The network as it is served: float32, plain Keras layers, probabilities of the ten classes.
 
-    Where the network has outputs beyond the ten, their log odds, the OOD score, follow.
+    It takes squares of `image_size`. Where the network has outputs beyond the ten, their log odds,
+    the OOD score, follow.
     """
 
     def plain(layer: keras.Layer | keras.Operation) -> keras.Layer | keras.Operation:
@@ -38,7 +40,7 @@ def deployable(network: keras.Model, temperature: float) -> keras.Model:
     uncompiled = keras.Model(network.input, network.output, name=network.name)
     copy = keras.models.clone_model(uncompiled, clone_function=plain)
     copy.set_weights(network.get_weights())
-    images = keras.Input((32, 32, 3), name="image")
+    images = keras.Input((image_size, image_size, 3), name="image")
     logits, classes = copy(images), len(LABELS)
     known = logits[:, :classes] if knows_others(network) else logits
     scaled = keras.layers.Rescaling(1 / temperature, name="temperature")(known)
@@ -60,6 +62,7 @@ def calibration_of(
     data: Split,
     views: Sequence[View],
     photos: Path | None,
+    image_size: int = 32,
 ) -> tuple[float, dict[str, Any]]:
     """The temperature, and what model.json says of it and of the thresholds.
 
@@ -67,17 +70,17 @@ def calibration_of(
     Raises RunError and PhotosError.
     """
     if photos:
-        shown, labels = labelled_views(photos, LABELS, 32, views)
+        shown, labels = labelled_views(photos, LABELS, image_size, views)
         fitted_on = f"{len(labels):,} photos, which {run.name} was not trained on"
     elif held_out:
         _, (images, labels) = split_validation(*data, HELD_OUT)
-        shown = views_of(map(Image.fromarray, images), 32, views)
+        shown = views_of(map(Image.fromarray, images), image_size, views)
         fitted_on = f"{held_out:,} training images, which {run.name} was not trained on"
     else:
         validation_run = run.with_name(run.name.removesuffix("-final"))
         network = network if validation_run == run else load_network(validation_run)[0]
         _, (images, labels) = split_validation(*data)
-        shown = views_of(map(Image.fromarray, images), 32, views)
+        shown = views_of(map(Image.fromarray, images), image_size, views)
         fitted_on = (
             f"{len(labels):,} validation images, which {validation_run.name} was not trained on"
         )
@@ -107,20 +110,21 @@ def export_run(
     network, result = load_network(run)
     training, (images, labels) = load_cifar10(data)
     held_out = result.get("held_out", 0)
+    image_size = recipes.load(result["recipe"]).served_size
     temperature, fitted = calibration_of(
-        run, network, held_out, training, views, calibration_photos
+        run, network, held_out, training, views, calibration_photos, image_size
     )
     description = {
         "name": name or destination.name,
         "version": f"{result['date']}-{run.name}",
         "labels": list(LABELS),
-        "input_size": 32,
+        "input_size": image_size,
         "views": [view._asdict() for view in views],
         "accuracy": {"measured_on": "the CIFAR-10 test set"},
         **fitted,
         "training": {key: value for key, value in result.items() if key != "versions"},
         "versions": result["versions"],
     }
-    served = deployable(network, temperature)
-    shown = views_of(map(Image.fromarray, images), 32, views)
+    served = deployable(network, temperature, image_size)
+    shown = views_of(map(Image.fromarray, images), image_size, views)
     export(served, destination, description, shown, labels, engines=engines)
