@@ -9,6 +9,7 @@ import pytest
 
 from rest_api import schema
 from rest_api.app import create_app
+from rest_api.settings import Settings
 from tests.support import FROG, post, server
 
 CONFIG = """
@@ -67,6 +68,22 @@ def test_answer_has_the_fields_that_the_schema_declares(client):
     answer = post(client, FROG.read_bytes()).get_json()
     declared = set(schema.Answer.__struct_fields__)
     assert set(answer) == declared - {"results"}
+
+
+@pytest.mark.parametrize("keys", [(), ("secret",)])
+def test_description_says_where_a_key_is_needed(keys):
+    app = create_app(Settings(api_keys=keys))
+    document = app.test_client().get("/openapi.json").get_json()
+    schemes = document["components"].get("securitySchemes", {})
+    assert {scheme["type"] for scheme in schemes.values()} == (
+        {"apiKey", "http"} if keys else set()
+    )
+    guarded = {
+        path
+        for path, methods in document["paths"].items()
+        if any("security" in method for method in methods.values())
+    }
+    assert guarded == ({"/predict", "/models"} if keys else set())
 
 
 def test_description_costs_a_request_nothing():
