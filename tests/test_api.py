@@ -5,9 +5,11 @@ import shutil
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
+from limits.storage import MemoryStorage
 from PIL import Image
 
 from rest_api import __version__, security
@@ -411,6 +413,22 @@ def test_rate_limit_holds_in_whichever_order_the_application_is_put_together(des
     app.load()
     statuses = [post(app.test_client(), FROG.read_bytes()).status_code for _ in range(2)]
     assert statuses == [200, 429]
+
+
+def test_rate_limit_holds_while_its_storage_is_away():
+    class Away(MemoryStorage):
+        STORAGE_SCHEME: ClassVar = ["away"]
+
+        def incr(self, *_: object, **__: object) -> int:
+            raise ConnectionError
+
+        def check(self) -> bool:
+            return False
+
+    settings = Settings(rate_limit="2/minute", rate_storage="away://")
+    client = create_app(settings).test_client()
+    statuses = [post(client, FROG.read_bytes()).status_code for _ in range(4)]
+    assert statuses == [200, 200, 429, 429]
 
 
 def test_rate_limit_counts_neither_preflights_nor_other_routes():

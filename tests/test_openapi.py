@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from rest_api.app import create_app
+from rest_api.security import GUARDED
+from rest_api.settings import Settings
 from tests.support import server
 
 CONFIG = """
@@ -62,6 +64,24 @@ def test_every_route_of_the_api_is_described(client):
     undescribed = {"/", "/docs", "/docs/<path:name>", "/static/<path:filename>"}
     rules = {re.sub(r"<(\w+)>", r"{\1}", rule) for rule in rules}
     assert described == rules - undescribed - {"/metrics", "/openapi.json"}
+
+
+@pytest.mark.parametrize("keys", [(), ("secret",)])
+def test_description_says_where_a_key_is_needed(keys):
+    app = create_app(Settings(api_keys=keys))
+    document = app.test_client().get("/openapi.json").get_json()
+    schemes = document["components"].get("securitySchemes", {})
+    assert {scheme["type"] for scheme in schemes.values()} == (
+        {"apiKey", "http"} if keys else set()
+    )
+    guarded = {
+        path
+        for path, methods in document["paths"].items()
+        if any("security" in method for method in methods.values())
+    }
+    assert guarded == (
+        {re.sub(r"<(?:.*?:)?(\w+)>", r"{\1}", rule) for rule in GUARDED} if keys else set()
+    )
 
 
 def test_description_costs_a_request_nothing():

@@ -59,6 +59,9 @@ def test_environment_gives_what_the_command_line_does_not(monkeypatch, tmp_path)
         ("--queue", "-1", "from 0 to 1000"),
         ("--max-pixels", "1e9", "from 1 to 178"),
         ("--rate-limit", "often", "'often' is not a rate such as 60/minute"),
+        ("--rate-limit", "1/fortnight", "'1/fortnight' is not a rate such as 60/minute"),
+        ("--rate-storage", "redis://127.0.0.1:1", "redis://127.0.0.1:1 cannot be"),
+        ("--rate-storage", "nowhere", "nowhere cannot be used: unknown storage"),
         ("--api-keys", "nowhere", "cannot read nowhere"),
     ],
 )
@@ -69,6 +72,22 @@ def test_senseless_option_is_refused_by_name(flag, value, complaint, capsys):
     (line,) = (each for each in capsys.readouterr().err.splitlines() if "error:" in each)
     assert f"argument {flag}: " in line
     assert complaint in line
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"), [("", "holds no key"), (" \n", "holds no key"), ("ключ", "ASCII")]
+)
+def test_file_of_no_usable_key_does_not_open_the_server(content, complaint, tmp_path, capsys):
+    (tmp_path / "keys").write_text(content)
+    with pytest.raises(SystemExit):
+        parse_arguments(["--api-keys", str(tmp_path / "keys")])
+    assert complaint in capsys.readouterr().err
+
+
+def test_environment_of_no_usable_key_does_not_open_the_server(monkeypatch):
+    monkeypatch.setenv("API_KEYS", " ")
+    with pytest.raises(SystemExit, match=r"error: \$API_KEYS holds no key"):
+        parse_arguments([])
 
 
 def test_command_line_is_read_before_anything_heavy_is_imported():

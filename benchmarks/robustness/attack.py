@@ -1,0 +1,189 @@
+"""Everything at once, while a client asks twice a second: `python -m benchmarks.robustness.attack`.
+
+Every hostile client of hostile_clients.py and every generator of hostile_files.py attacks a server
+of two processes, some at a time; meanwhile SIGKILL hits one of its processes at random moments, and
+SIGHUP makes it reload. Prints the good client's requests, how many were lost after one retry, its
+p50 and p99, and the server's memory at a tenth of the time and at the end. `--seconds 1800` is the
+long form; `--kills-only 100` leaves the attack out, and four clients ask without a pause.
+"""
+
+import http.client
+import multiprocessing
+import os
+import random
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.common import FROG, command_line
+from benchmarks.robustness.hostile_clients import CLIENTS, Address
+from benchmarks.robustness.hostile_files import GENERATORS
+from benchmarks.serving.load import own_server, post, resident_megabytes, serving
+
+Work = Callable[[], None]
+
+
+@contextmanager
+def going_on(works: list[Work], pause: float = 0.0) -> Iterator[None]:
+    """Do each of the works again and again, in a thread of its own that may end later."""
+    stop = threading.Event()
+
+    def go_on(work: Work) -> None:
+        while not stop.is_set():
+            with suppress(OSError, http.client.HTTPException):  # refused or reset, as it may be
+                work()
+            stop.wait(pause)
+
+    threads = [threading.Thread(target=go_on, args=(work,), daemon=True) for work in works]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(0.1)
+
+
+def send_hostile_file(address: Address, rng: np.random.Generator) -> None:
+    """POST a file of one of the generators."""
+    names = list(GENERATORS)
+    data = GENERATORS[names[rng.integers(len(names))]](rng)
+    connection = http.client.HTTPConnection(*address, timeout=30)
+    connection.request("POST", "/predict", data, {"Content-Type": "image/png"})
+    connection.getresponse().read()
+    connection.close()
+
+
+def server_processes(pid: int) -> list[int]:
+    """Those that the parent has started."""
+    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def memory(pid: int) -> float:
+    """MB of the server, looked at again where a process dies under our eyes."""
+    while True:
+        with suppress(ProcessLookupError, FileNotFoundError):
+            return resident_megabytes(pid)
+
+
+def kill_one(pid: int, choose: random.Random, every: float) -> None:
+    """SIGKILL one of the server's processes, at a random moment within twice `every` seconds."""
+    time.sleep(choose.uniform(0, 2 * every))
+    if processes := server_processes(pid):
+        with suppress(ProcessLookupError):
+            os.kill(choose.choice(processes), signal.SIGKILL)
+
+
+def reload(pid: int) -> None:
+    time.sleep(10)
+    os.kill(pid, signal.SIGHUP)
+
+
+class GoodClient:
+    """Asks on connections of its own, and once more where there was no answer of 200."""
+
+    def __init__(self, address: Address):
+        self.address, self.image = address, FROG.read_bytes()
+        self.seconds: list[float] = []
+        self.failures: Counter[str] = Counter()
+        self.lost = 0
+
+    def ask(self) -> None:
+        start = time.perf_counter()
+        if (failure := self.failure()) is not None:
+            self.failures[failure] += 1
+            time.sleep(1)  # as Retry-After says
+            self.lost += self.failure() is not None
+        self.seconds.append(time.perf_counter() - start)
+
+    def failure(self) -> str | None:
+        """Why there is no answer of 200, where there is none."""
+        connection = http.client.HTTPConnection(*self.address, timeout=15)
+        try:
+            status = post(connection, self.image)
+            return None if status == 200 else str(status)
+        except (OSError, http.client.HTTPException) as error:
+            return type(error).__name__
+        finally:
+            connection.close()
+
+    def report(self) -> str:
+        p50, p99 = np.percentile(self.seconds, (50, 99))
+        failures = ", ".join(f"{count} x {name}" for name, count in self.failures.items()) or "none"
+        return (
+            f"{len(self.seconds)} requests; failed at first: {failures}; lost after one retry: "
+            f"{self.lost}; p50 {1000 * p50:.0f} ms, p99 {1000 * p99:.0f} ms"
+        )
+
+
+def harm(address: Address, each: int, seed: int) -> None:
+    """Attack the server until killed: a process of its own, so that it does not slow the client."""
+    os.nice(10)
+    rngs = [np.random.default_rng([seed, number]) for number in range(2)]
+    works: list[Work] = [lambda rng=rng: send_hostile_file(address, rng) for rng in rngs]
+    works += [lambda client=client: client(address, 35.0) for client in CLIENTS.values()] * each
+    with going_on(works, 0.2):
+        signal.pause()
+
+
+def attack(seconds: float, each: int, kill_every: float, seed: int = 0) -> GoodClient:
+    """The good client of an attack by `each` clients of every kind; prints the memory."""
+    choose = random.Random(seed)  # noqa: S311
+    with serving(own_server("--workers", "2")) as (url, pid):
+        host, port = url.removeprefix("http://").split(":")
+        address = host, int(port)
+        hostile = multiprocessing.Process(target=harm, args=(address, each, seed), daemon=True)
+        hostile.start()
+        good = GoodClient(address)
+        killing: list[Work] = [lambda: kill_one(pid, choose, kill_every), lambda: reload(pid)]
+        with going_on(killing), going_on([good.ask], 0.5):
+            time.sleep(seconds / 10)
+            before = memory(pid)
+            time.sleep(seconds * 9 / 10)
+            after = memory(pid)
+        hostile.kill()
+        hostile.join()
+        print(f"memory {before:.0f} MB after a tenth of the time, {after:.0f} MB at the end")
+    return good
+
+
+def kills(seconds: float, number: int, seed: int = 0) -> list[GoodClient]:
+    """Four clients that ask without a pause, while SIGKILL hits processes `number` times."""
+    choose = random.Random(seed)  # noqa: S311
+    with serving(own_server("--workers", "2")) as (url, pid):
+        host, port = url.removeprefix("http://").split(":")
+        clients = [GoodClient((host, int(port))) for _ in range(4)]
+        with going_on([client.ask for client in clients]):
+            for _ in range(number):
+                time.sleep(seconds / number)
+                kill_one(pid, choose, 0.0)
+    return clients
+
+
+def main() -> None:
+    parser = command_line(__doc__)
+    parser.add_argument("--seconds", type=float, default=60, help="of attack (%(default)s)")
+    parser.add_argument("--each", type=int, default=4, help="clients of each kind (%(default)s)")
+    parser.add_argument(
+        "--kill-every", type=float, default=10, help="seconds, on average (%(default)s)"
+    )
+    parser.add_argument(
+        "--kills-only", type=int, metavar="N", help="no attack: N times SIGKILL in that time"
+    )
+    args = parser.parse_args()
+    if args.kills_only:
+        for number, client in enumerate(kills(args.seconds, args.kills_only), 1):
+            print(f"client {number}: {client.report()}")
+    else:
+        print(attack(args.seconds, args.each, args.kill_every).report())
+
+
+if __name__ == "__main__":
+    main()
