@@ -283,9 +283,9 @@ def test_command_exports_a_run_and_prints_a_line_that_a_shell_can_take(small_cif
         assert noise not in done.stderr
 
 
-def test_run_that_held_images_out_is_calibrated_on_them(network, data, tmp_path):
+def test_run_that_held_images_out_is_calibrated_on_them(data, tmp_path):
     run, views = tmp_path / "run-final", (View("stretch"),)
-    temperature, described = calibration_of(run, network, 10, data, views, None)
+    temperature, described = calibration_of(run, networks.vgg(1), 10, data, views, None)
     assert temperature > 0
     expected = "10 training images, which run-final was not trained on"
     assert described["calibration"]["fitted_on"] == expected

@@ -224,6 +224,7 @@ def test_float16_is_trained_with_a_scaled_loss_and_read_without(quick, data, tmp
         np.testing.assert_array_equal(expected, found)
 
 
+@pytest.mark.slow
 def test_groups_of_steps_in_one_graph_end_where_single_steps_do(quick, data, tmp_path, monkeypatch):
     """What an accelerator gets, forced upon the CPU: XLA, and groups of up to three steps."""
     small_steps = lambda *_: keras.optimizers.SGD(1e-4)  # noqa: E731

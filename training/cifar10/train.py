@@ -188,7 +188,7 @@ def fit_steps(
 
     callback = keras.callbacks.LambdaCallback(on_train_batch_end=after_group)
     fitted = network.fit(
-        islice(batches, steps),  # or the last group would go on
+        (batch for batch in islice(batches, steps)),  # or the last group would go on
         steps_per_epoch=steps,
         shuffle=False,
         verbose=0,
