@@ -1,13 +1,12 @@
 """The HTTP routes: bytes → image → square of pixels → probabilities → JSON."""
 
 import base64
-import binascii
 import copy
 import inspect
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
-from wsgiref.types import WSGIApplication
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 import flask
 import msgspec
@@ -18,7 +17,7 @@ from werkzeug.exceptions import HTTPException
 
 from rest_api import __version__, schema, telemetry
 from rest_api.bundle import BundleError
-from rest_api.classifier import LoadedModel, load_models
+from rest_api.classifier import LoadedModel, Prediction, load_models
 from rest_api.errors import RequestError
 from rest_api.schema import PREDICT, spec
 from rest_api.security import with_headers
@@ -56,7 +55,11 @@ class App(Flask):
 
     def refuse(self, error: RequestError) -> WSGIApplication:
         """An application whose every answer is the error."""
-        return self.wrap(refusal(error))
+
+        def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+            return refusal(error, environ["PATH_INFO"])(environ, start_response)
+
+        return self.wrap(answer)
 
     def load(self) -> None:
         """Load the models in place of those that are there. Raises BundleError.
@@ -106,26 +109,29 @@ def predict() -> Response:
     if len(images) > 1:
         results = [result(name, data, model, top) for name, data in images]
         return answer(schema.Answer(success=True, results=results, model=about))
-    return answer(schema.Answer(success=True, model=about, **classify(images[0][1], model, top)))
+    prediction = classify(images[0][1], model, top)
+    return answer(schema.Answer(success=True, model=about, **described(prediction)))
 
 
 def result(filename: str, data: bytes, model: LoadedModel, top: int) -> schema.Result:
     """Classify one image of several."""
     try:
-        return schema.Result(filename, success=True, **classify(data, model, top))
+        return schema.Result(filename, success=True, **described(classify(data, model, top)))
     except RequestError as error:
         telemetry.rejected(error.code)
         problem = schema.Problem(error.code, str(error))
         return schema.Result(filename, success=False, error=problem)
 
 
-def classify(data: bytes, model: LoadedModel, top: int) -> dict[str, Any]:
-    """What an answer says about an image: the `top` best classes and the verdicts.
-
-    Raises RequestError.
-    """
+def classify(data: bytes, model: LoadedModel, top: int | None = None) -> Prediction:
+    """Classify an image file, and count it. Raises RequestError."""
     prediction = model.classify(data, top)
     telemetry.classified(model.bundle, prediction)
+    return prediction
+
+
+def described(prediction: Prediction) -> dict[str, Any]:
+    """What an answer says about an image: the best classes and the verdicts."""
     best = [schema.Prediction(label, round(share, 6)) for label, share in prediction.classes]
     return {
         "predictions": best,
@@ -145,10 +151,15 @@ def sent_images(request: Request, settings: Settings) -> list[tuple[str, bytes]]
     images = images_in_form(body, boundary) if kind == "multipart/form-data" and boundary else []
     if not images:
         raise RequestError(400, "no_image", WHAT_TO_SEND)
-    if len(images) > (limit := settings.max_files):
-        message = f"{len(images)} images are too many for one request. Send at most {limit}."
-        raise RequestError(413, "too_many_files", message)
+    check_number(len(images), settings.max_files)
     return images
+
+
+def check_number(images: int, limit: int) -> None:
+    """Raise RequestError where a request has more than `limit` images."""
+    if images > limit:
+        message = f"{images} images are too many for one request. Send at most {limit}."
+        raise RequestError(413, "too_many_files", message)
 
 
 def sent_body(request: Request, limit: int) -> bytes:
@@ -194,13 +205,17 @@ def image_in_json(body: bytes) -> bytes:
         return base64.b64decode(
             text.rpartition(",")[2] if text[:5] == "data:" else text, validate=True
         )
-    except (msgspec.DecodeError, binascii.Error, ValueError) as error:
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise RequestError(400, "invalid_json", f"{error}. {WHAT_TO_SEND}") from error
 
 
 def requested_model(request: Request, models: Mapping[str, LoadedModel]) -> LoadedModel:
     """The model that the query names, or else the first. Raises RequestError."""
-    name = request.args.get("model") or next(iter(models))
+    return find_model(request.args.get("model") or next(iter(models)), models)
+
+
+def find_model(name: str, models: Mapping[str, LoadedModel]) -> LoadedModel:
+    """The model of a name. Raises RequestError."""
     if name not in models:
         known = ", ".join(models)
         raise RequestError(404, "unknown_model", f"There is no model {name!r}. There are: {known}.")
@@ -248,12 +263,16 @@ def live() -> Response:
 )
 def ready() -> Response:
     """Whether it should be sent requests: its models are loaded, and it is not about to stop."""
-    app = this_app()
+    check_ready(this_app())
+    return answer(schema.Health("ready", __version__))
+
+
+def check_ready(app: App) -> None:
+    """Raise RequestError where the server should be sent no requests."""
     if not app.models:
         raise RequestError(503, "not_ready", "The model is being loaded.")
     if app.draining():
         raise RequestError(503, "draining", "The server is about to stop.")
-    return answer(schema.Health("ready", __version__))
 
 
 @api.get("/metrics")
@@ -284,6 +303,11 @@ def describe(app: App) -> None:
         "schema": {"type": "object", "properties": {"image": files}, "required": ["image"]}
     }
     content["image/*"] = {"schema": binary}
+    for path in document["paths"]:
+        if path.endswith("/infer"):
+            operation = document["paths"][path]["post"]
+            for message in (operation["requestBody"], operation["responses"]["200"]):
+                message["content"]["application/octet-stream"] = {"schema": binary}
     app.description = msgspec.json.encode(document)
     for endpoint, view in app.view_functions.items():
         app.view_functions[endpoint] = inspect.unwrap(view)
@@ -293,14 +317,25 @@ def answer(content: Any, status: int = 200) -> Response:
     return Response(msgspec.json.encode(content), status, content_type="application/json")
 
 
-@api.app_errorhandler(RequestError)
-def refusal(error: RequestError) -> Response:
-    """The answer to what cannot be answered, here and in the gateway."""
+def refusal(error: RequestError, path: str) -> Response:
+    """The answer to what cannot be answered, here and in the gateway, as the path's clients expect.
+
+    Those of protocols.py read `{"error": "text"}`.
+    """
     telemetry.rejected(error.code)
-    failure = schema.Failure(False, schema.Problem(error.code, str(error)))
+    failure: schema.Failure | schema.ErrorText
+    if f"{path}/".startswith(("/v1/", "/v2/")):
+        failure = schema.ErrorText(str(error))
+    else:
+        failure = schema.Failure(False, schema.Problem(error.code, str(error)))
     response = answer(failure, error.status)
     response.headers.update(error.headers)
     return response
+
+
+@api.app_errorhandler(RequestError)
+def refused(error: RequestError) -> Response:
+    return refusal(error, flask.request.path)
 
 
 @api.app_errorhandler(HTTPException)
@@ -308,4 +343,4 @@ def http_error(error: HTTPException) -> Response:
     """Flask's own refusals (404, 405, 429, …) in the same shape."""
     code = error.name.lower().replace(" ", "_")
     headers = {name: value for name, value in error.get_headers() if name == "Allow"}
-    return refusal(RequestError(error.code or 500, code, error.description or error.name, headers))
+    return refused(RequestError(error.code or 500, code, error.description or error.name, headers))

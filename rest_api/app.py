@@ -47,9 +47,11 @@ def create_app(
     from rest_api import security
     from rest_api.api import App, api, describe
     from rest_api.pages import pages
+    from rest_api.protocols import protocols
 
     app = App(settings, draining)
     app.register_blueprint(api)
+    app.register_blueprint(protocols)
     app.register_blueprint(pages)
     security.init_app(app, settings)
     describe(app)

@@ -19,7 +19,7 @@ from wsgiref.types import WSGIApplication, WSGIEnvironment
 from granian.rsgi import HTTPProtocol, ProtocolClosed, Scope  # type: ignore[attr-defined]
 
 from rest_api.errors import RequestError
-from rest_api.schema import PREDICT
+from rest_api.schema import classifying_route
 
 READ_TIMEOUT = 30.0  # seconds that a client has to send its request
 QUEUE_TIMEOUT = 10.0  # seconds that a request waits for its turn
@@ -38,7 +38,7 @@ Jobs = SimpleQueue[tuple[WSGIEnvironment, float, "asyncio.Future[Answer]"]]  # w
 class Gateway:
     """The RSGI application around a WSGI one.
 
-    `threads` requests to /predict are worked on at a time, and `queue` more may wait. All other
+    `threads` requests to classify are worked on at a time, and `queue` more may wait. All other
     routes share one more thread, so that a busy server still tells its health. `refuse` makes the
     WSGI application that answers with an error.
     """
@@ -79,7 +79,7 @@ class Gateway:
         try:
             body, size = await read(scope, protocol, keep)
             environ = wsgi_environ(scope, body, size)
-            if scope.path != PREDICT:
+            if not classifying_route(scope.path):
                 return await submit(environ, self.others)
             if over_budget or not self.slots:
                 raise overloaded()

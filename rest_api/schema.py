@@ -1,5 +1,6 @@
 """What goes in and out of the API, declared once: for its answers and for /openapi.json."""
 
+import re
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -9,7 +10,20 @@ from spectree.model_adapter import get_msgspec_model_adapter
 
 from rest_api import __version__
 
-PREDICT = "/predict"  # the expensive route: requests for it queue, and are limited in their rate
+PREDICT = "/predict"
+V1 = "/v1/models/<name>"  # TensorFlow Serving's, see protocols.py
+V1_VERSION = f"{V1}/versions/<version>"
+V2 = "/v2/models/<name>"  # the Open Inference Protocol's
+V2_VERSION = f"{V2}/versions/<version>"
+# The expensive routes: requests for them queue, and are limited in their rate.
+CLASSIFYING = (
+    PREDICT,
+    f"{V1}:predict",
+    f"{V1_VERSION}:predict",
+    f"{V2}/infer",
+    f"{V2_VERSION}/infer",
+)
+PATTERNS = [(rule, re.compile(re.sub("<[a-z]+>", "[^/]+", rule))) for rule in CLASSIFYING]
 Probability = Annotated[float, Meta(ge=0, le=1)]
 Uncertain = Annotated[
     bool,
@@ -40,6 +54,12 @@ class Problem(msgspec.Struct):
 class Failure(msgspec.Struct):
     success: Literal[False]
     error: Problem
+
+
+class ErrorText(msgspec.Struct):
+    """How a refusal looks in the protocols of others."""
+
+    error: Annotated[str, Meta(description="what was wrong, and what would be right")]
 
 
 class Result(msgspec.Struct):
@@ -103,6 +123,13 @@ class PredictQuery(msgspec.Struct):
 
 class Base64Image(msgspec.Struct):
     image: Annotated[str, Meta(description="the bytes of an image file in base64")]
+
+
+def classifying_route(path: str) -> str | None:
+    """Which of the expensive routes a path leads to; known before Flask has seen the request."""
+    if path == PREDICT:
+        return PREDICT
+    return next((rule for rule, pattern in PATTERNS if pattern.fullmatch(path)), None)
 
 
 spec = SpecTree(

@@ -11,11 +11,12 @@ from flask_limiter.util import get_remote_address
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from rest_api.errors import RequestError
-from rest_api.schema import PREDICT
+from rest_api.schema import CLASSIFYING, PREDICT, V1, V1_VERSION, V2, V2_VERSION
 from rest_api.settings import Settings
 
-# The routes that need a key where there are keys, and that pages of other origins may use.
-SHARED = (PREDICT, "/models")
+SHARED = (PREDICT, "/models")  # the routes that pages of other origins may use
+# Those that need a key where there are keys: what classifies, and what describes a model.
+GUARDED = (*SHARED, *CLASSIFYING, V2, V2_VERSION, f"{V1}/metadata", f"{V1_VERSION}/metadata")
 HEADERS = [
     # Nothing but our own files, no inline script; thumbnails are blob: URLs.
     (
@@ -50,7 +51,7 @@ def init_app(app: Flask, settings: Settings) -> None:
             storage_uri=settings.rate_storage,
             headers_enabled=True,
         )
-        limiter.request_filter(lambda: not is_for(PREDICT))
+        limiter.request_filter(lambda: not is_for(*CLASSIFYING))
 
 
 def is_for(*routes: str) -> bool:
@@ -61,7 +62,7 @@ def is_for(*routes: str) -> bool:
 
 def check_key(keys: tuple[str, ...]) -> None:
     """Raise RequestError where a request needs one of the keys and has none."""
-    if not is_for(*SHARED):
+    if not is_for(*GUARDED):
         return
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
     given = token.strip() if scheme.lower() == "bearer" else request.headers.get("X-API-Key", "")

@@ -32,7 +32,7 @@ from werkzeug.wsgi import get_content_length
 
 from rest_api.bundle import Bundle
 from rest_api.classifier import LoadedModel, Prediction
-from rest_api.schema import PREDICT
+from rest_api.schema import classifying_route
 
 BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 5)  # seconds
 # Fine for log odds; further down for squared distances.
@@ -92,7 +92,7 @@ def record(environ: WSGIEnvironment, status: int, seconds: float) -> None:
         route = request.url_rule.rule if request.url_rule else "none"
         series(SECONDS, "total").observe(seconds)
     else:
-        route = PREDICT if environ["PATH_INFO"] == PREDICT else "none"
+        route = classifying_route(environ["PATH_INFO"]) or "none"
     series(REQUESTS, route, status).inc()
     entry = {
         **line.get(),

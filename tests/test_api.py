@@ -16,6 +16,7 @@ from rest_api.app import create_app
 from rest_api.bundle import OodScore
 from rest_api.classifier import LoadedModel
 from rest_api.engine import Outputs
+from rest_api.protocols import protocols
 from rest_api.settings import DEFAULT_MODEL, Settings
 from tests.support import FROG, encode, post, rename
 
@@ -406,6 +407,7 @@ def test_rate_limit_holds_in_whichever_order_the_application_is_put_together(des
     settings = Settings(rate_limit="1/minute")
     app = App(settings, draining=lambda: False)
     app.register_blueprint(api)
+    app.register_blueprint(protocols)
     steps = [lambda: describe(app), lambda: security.init_app(app, settings)]
     for step in steps if described_first else reversed(steps):
         step()

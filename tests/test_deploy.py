@@ -19,6 +19,7 @@ import pytest
 import yaml
 
 from benchmarks.serving.load import resident_megabytes
+from rest_api.settings import parse_arguments
 from tests.support import ROOT, ask, free_port, rename, server, wait_for
 
 TOOLS = Path(sys.executable).parent
@@ -127,6 +128,16 @@ def kubernetes(kind: str) -> dict:
     return spec
 
 
+def inference_service() -> dict:
+    """The predictor in deploy/kserve.yaml."""
+    document = yaml.safe_load((ROOT / "deploy" / "kserve.yaml").read_text("utf-8"))
+    assert document["apiVersion"] == "serving.kserve.io/v1beta1"
+    assert document["kind"] == "InferenceService"
+    assert set(document) == {"apiVersion", "kind", "metadata", "spec"}
+    assert set(document["spec"]) == {"predictor"}
+    return document["spec"]["predictor"]
+
+
 @pytest.mark.slow
 def test_image_is_small_and_serves_its_own_model_and_those_in_bundles(tmp_path, capsys):
     reached = subprocess.run([sys.executable, "-m", "pip", "index", "versions", "flask"])
@@ -186,6 +197,47 @@ def test_pods_take_their_keys_from_a_secret_where_there_is_one():
     (pod,) = kubernetes("Deployment")["template"]["spec"]["containers"]
     keys = {variable["name"]: variable["valueFrom"] for variable in pod["env"]}["API_KEYS"]
     assert keys["secretKeyRef"]["optional"]
+
+
+def test_kserve_asks_by_protocol_v2_for_routes_that_the_server_has(client):
+    (pod,) = inference_service()["containers"]
+    assert {"name": "PROTOCOL", "value": "v2"} in pod["env"]
+    assert parse_arguments(pod["args"]).workers == 2
+    for probe in ("readinessProbe", "livenessProbe"):
+        assert client.get(pod[probe]["httpGet"]["path"]).status_code == 200
+        assert pod[probe]["httpGet"]["port"] == pod["ports"][0]["containerPort"]
+    assert f"EXPOSE {pod['ports'][0]['containerPort']}" in (ROOT / "Dockerfile").read_text("utf-8")
+
+
+def test_kserve_gives_pods_what_kubernetes_gives_them():
+    (ours,) = kubernetes("Deployment")["template"]["spec"]["containers"]
+    (theirs,) = inference_service()["containers"]
+    for key in ("image", "args", "resources"):
+        assert theirs[key] == ours[key]
+    assert ours["env"][0] in theirs["env"]
+
+
+def test_what_is_not_kserves_in_its_file_is_a_pod(tmp_path):
+    if not shutil.which("kubernetes-validate", path=TOOLS):
+        pytest.skip("needs kubernetes-validate: pip install -r deploy/requirements.txt")
+    spec = inference_service()
+    # KServe's own fields, as its v1beta1 PredictorSpec has them beside those of a PodSpec
+    own = [spec.pop(key) for key in ("canaryTrafficPercent", "minReplicas", "maxReplicas")]
+    assert [type(value) for value in own] == [int] * 3
+    assert own[0] <= 100
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "classifier"}, "spec": spec}
+    (tmp_path / "pod.yaml").write_text(yaml.safe_dump(pod))
+    command = [TOOLS / "kubernetes-validate", "--strict", tmp_path / "pod.yaml"]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_heroku_builds_the_image_and_passes_it_one_option():
+    manifest = yaml.safe_load((ROOT / "heroku.yml").read_text("utf-8"))
+    assert set(manifest) == {"build", "run"}
+    assert manifest["build"] == {"docker": {"web": "Dockerfile"}}
+    (option,) = manifest["run"].values()
+    assert parse_arguments(option.split(maxsplit=0)).workers == 2
 
 
 @pytest.mark.parametrize(
