@@ -317,7 +317,7 @@ def answer(content: Any, status: int = 200) -> Response:
     return Response(msgspec.json.encode(content), status, content_type="application/json")
 
 
-def refusal(error: RequestError, path: str) -> Response:
+def refusal(error: RequestError, path: str = "") -> Response:
     """The answer to what cannot be answered, here and in the gateway, as the path's clients expect.
 
     Those of protocols.py read `{"error": "text"}`.
