@@ -10,9 +10,15 @@ import pytest
 
 from rest_api import schema
 from rest_api.app import create_app
+from rest_api.bundle import load_bundle
+from rest_api.settings import DEFAULT_MODEL
 from tests.support import FROG, post, server
 
-CONFIG = """
+CONFIG = f"""
+[parameters] # others are answered by 404
+"path.name" = "cifar10"
+"path.version" = "{load_bundle(DEFAULT_MODEL).version}"
+
 [checks]
 # Not every string in base64 is an image: a schema cannot say so.
 positive_data_acceptance.enabled = false
