@@ -15,9 +15,11 @@ import flask
 import msgspec
 import numpy as np
 from flask import Blueprint, Response
+from flask.blueprints import BlueprintSetupState
 from msgspec import Meta
 from PIL import Image
 from spectree import Response as Responses
+from werkzeug.routing import BaseConverter
 
 from rest_api import __version__
 from rest_api.api import (
@@ -43,6 +45,18 @@ HEADER_LENGTH = "Inference-Header-Content-Length"  # bytes of JSON before those 
 OPEN_INFERENCE, TENSORFLOW_SERVING = "Open Inference Protocol v2", "TensorFlow Serving"
 OUTPUTS = {"probabilities": "FP32", "label": "BYTES", "uncertain": "BOOL", "none_of_these": "BOOL"}
 Shape = Annotated[list[Annotated[int, Meta(ge=1)]], Meta(min_length=1)]
+
+
+class Part(BaseConverter):
+    """A part of a path, without the verb of TensorFlow Serving that may follow it."""
+
+    regex = "(?:(?!:predict$)[^/])+"
+    part_isolating = True
+
+
+@protocols.record_once
+def tell_verbs_apart(state: BlueprintSetupState) -> None:
+    state.app.url_map.converters["default"] = Part
 
 
 class Parameters(msgspec.Struct, omit_defaults=True):

@@ -9,11 +9,16 @@ from pathlib import Path
 import pytest
 
 from rest_api.app import create_app
+from rest_api.bundle import load_bundle
 from rest_api.security import GUARDED
-from rest_api.settings import Settings
+from rest_api.settings import DEFAULT_MODEL, Settings
 from tests.support import server
 
-CONFIG = """
+CONFIG = f"""
+[parameters] # others are answered by 404
+"path.name" = "cifar10"
+"path.version" = "{load_bundle(DEFAULT_MODEL).version}"
+
 [checks]
 # Not every string in base64 is an image: a schema cannot say so.
 positive_data_acceptance.enabled = false
