@@ -2,7 +2,6 @@
 
 import http.client
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -14,15 +13,16 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
+from benchmarks.robustness.attack import kills
+from benchmarks.robustness.hostile_clients import CLIENTS
 from benchmarks.robustness.overload import picture
 from benchmarks.serving.load import family, free_port, multipart, open_files, resident_megabytes
-from rest_api import app
-from rest_api.settings import DEFAULT_MODEL, Settings
+from rest_api.settings import DEFAULT_MODEL
 from tests.support import FROG, ROOT, ask, rename, server, wait_for
 
 pytestmark = pytest.mark.slow
@@ -115,24 +115,124 @@ def test_sighup_takes_up_a_new_bundle_and_refuses_a_bad_one_without_a_failed_req
     assert set(answers) == {"first", "second"}
 
 
-def test_sighup_while_the_models_are_loaded_is_not_lost(monkeypatch):
-    reloaded = []
+def test_sighup_in_the_first_second_neither_ends_the_server_nor_is_lost(tmp_path):
+    bundle = tmp_path / "bundle"
+    shutil.copytree(DEFAULT_MODEL, bundle)
+    command = [sys.executable, "rest_api/app.py", "--port", str(free_port()), "--drain", "0"]
+    process = subprocess.Popen(
+        [*command, "--model", str(bundle)], cwd=ROOT, stdout=subprocess.DEVNULL
+    )
+    until(lambda: survives_sighup(process.pid), "it never starts")
+    for _ in range(20):
+        process.send_signal(signal.SIGHUP)
+        time.sleep(0.05)
+    wait_for(int(command[3]), process)
+    process.terminate()
+    assert process.wait(timeout=30) == 0
 
-    def create_app_and_be_told(*settings, create=app.create_app):
-        made = create(*settings)
-        made.reload = lambda: reloaded.append(made)
-        os.kill(os.getpid(), signal.SIGHUP)
-        return made
 
-    monkeypatch.setattr(app.logging, "basicConfig", lambda **_: None)
-    monkeypatch.setattr(app.logging.getLogger("rest_api"), "level", 0)  # put back afterwards
-    monkeypatch.setattr(app, "create_app", create_app_and_be_told)
-    before = signal.getsignal(signal.SIGHUP)
-    try:
-        app.create_worker(Settings(), multiprocessing.Event())
-    finally:
-        signal.signal(signal.SIGHUP, before)
-    assert len(reloaded) == 1
+def survives_sighup(pid: int) -> bool:
+    """Whether a process ignores SIGHUP or handles it: Python has come to our first lines."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return any(int(line.split()[1], 16) & 1 for line in lines if line[:6] in ("SigIgn", "SigCgt"))
+
+
+@pytest.mark.parametrize("client", CLIENTS.values(), ids=CLIENTS)
+def test_hostile_client_keeps_nobody_else_from_being_served(client):
+    with server("--workers", "1", stdout=subprocess.DEVNULL) as (process, port):
+
+        def attack() -> None:
+            with suppress(OSError):
+                client(("127.0.0.1", port), 1.0)
+
+        threads = [threading.Thread(target=attack) for _ in range(10)]
+        for thread in threads:
+            thread.start()
+        for _ in range(3):
+            with suppress(urllib.error.HTTPError):  # 503 while the queue is full
+                ask(port)
+        for thread in threads:
+            thread.join()
+        assert ask(port)["success"]
+        assert process.poll() is None
+
+
+def test_silent_connections_leave_room_for_others_and_are_closed():
+    with server("--workers", "1", stdout=subprocess.DEVNULL) as (_, port):
+        silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(1500)]
+        for _ in range(20):
+            assert get(port, "/health/live")[0] == 200
+        start = time.monotonic()
+        silent[0].settimeout(60)
+        assert silent[0].recv(1) == b""
+        assert time.monotonic() - start < 35
+        for connection in silent:
+            connection.close()
+
+
+def test_few_open_files_are_respected_and_told_of():
+    limited = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_NOFILE, ({0}, {0}));"
+    run = "sys.argv[0] = 'rest_api/app.py'; runpy.run_path('rest_api/app.py', run_name='__main__')"
+    port = free_port()
+    command = [sys.executable, "-c", limited.format(120) + run, "--port", str(port)]
+    process = subprocess.Popen(
+        [*command, "--workers", "1", "--drain", "0"], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    wait_for(port, process)
+    silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(200)]
+    for _ in range(5):
+        assert ask(port)["success"]
+    for connection in silent:
+        connection.close()
+    process.terminate()
+    errors = process.communicate(timeout=30)[1]
+    assert "120 open files leave 56 connections for each process" in errors
+    assert len(errors.splitlines()) == 1
+    command[2] = limited.format(40) + run
+    refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("error: 40 open files are too few")
+
+
+def test_server_without_room_for_its_metrics_serves_and_survives_a_death(tmp_path):
+    # No file may grow: as where the disk is full.
+    limited = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (999, 999));"
+    run = "sys.argv[0] = 'rest_api/app.py'; runpy.run_path('rest_api/app.py', run_name='__main__')"
+    port = free_port()
+    process = subprocess.Popen(
+        [sys.executable, "-c", limited + run, "--port", str(port), "--drain", "0"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for(port, process)
+    os.kill(family(process.pid)[1], signal.SIGKILL)
+    for _ in range(5):
+        assert ask(port)["success"]
+    assert "classifier_requests_total" in get(port, "/metrics")[1]
+    process.terminate()
+    errors = process.communicate(timeout=30)[1]
+    assert process.returncode == 0
+    assert errors.count("warning: GET /metrics tells of one process alone") == 1
+
+
+def test_processes_end_when_their_parent_is_killed():
+    with server("--workers", "2", stdout=subprocess.DEVNULL) as (process, _):
+        until(lambda: len(family(process.pid)) == 3, "two processes")
+        children = family(process.pid)[1:]
+        process.kill()
+        until(lambda: not any(Path(f"/proc/{each}").exists() for each in children), "orphans")
+
+
+def test_random_kills_lose_few_requests_and_never_end_the_server():
+    clients = kills(10, 8)  # stops the server, which must still be there, at the end
+    requests = sum(len(client.seconds) for client in clients)
+    assert requests > 50
+    # Each kill cuts off those who are being answered: four at most.
+    assert sum(client.failures.total() for client in clients) <= 8 * 4
+    assert sum(client.lost for client in clients) <= 3
 
 
 def listeners(port: int) -> int:

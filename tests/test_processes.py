@@ -1,0 +1,134 @@
+"""The processes of the server: replaced when they die, told of signals, stopped."""
+
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from rest_api.processes import SERVES, Slot
+from tests.support import ROOT
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux")
+
+# Process 1 cannot load, from its first start or after it was killed; the others serve.
+SCRIPT = """
+import signal, socket, sys, time
+from pathlib import Path
+from rest_api.processes import SERVES, accept_signals, supervise
+
+def work(number, listener, parent):
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, lambda *_: sys.exit(0))
+    signal.signal(signal.SIGHUP, lambda *_: print(f"told {number}\\n", end="", flush=True))
+    accept_signals()
+    starts = Path(sys.argv[1], str(number))
+    starts.touch()
+    with starts.open("a") as file:
+        file.write("x")
+    if number == 1 and len(starts.read_text()) > int(sys.argv[2]):
+        sys.exit(3)
+    parent.send_bytes(SERVES)
+    print(f"serves {number}\\n", end="", flush=True)
+    while True:
+        time.sleep(60)
+
+sys.exit(supervise(work, socket.socket, 2, 5))
+"""
+
+
+def start(folder: Path, good_starts: int) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(folder), str(good_starts)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def starts(folder: Path, number: int) -> int:
+    path = folder / str(number)
+    return len(path.read_text()) if path.exists() else 0
+
+
+def children(process: subprocess.Popen) -> list[int]:
+    text = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+    return [int(each) for each in text.split()]
+
+
+def until(condition) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_process_that_dies_again_and_again_is_replaced_at_once(tmp_path):
+    process = start(tmp_path, good_starts=100)
+    for number in range(1, 8):
+        until(lambda: len(children(process)) == 2)
+        os.kill(children(process)[0], signal.SIGKILL)
+        until(lambda so_far=number: starts(tmp_path, 0) + starts(tmp_path, 1) >= 2 + so_far)
+        assert process.poll() is None
+    process.terminate()
+    assert process.wait(30) == 0
+    assert "has died (-9)" in process.communicate()[1]
+
+
+def test_process_that_can_no_longer_load_does_not_end_the_others(tmp_path):
+    process = start(tmp_path, good_starts=1)
+    assert {process.stdout.readline() for _ in range(2)} == {"serves 0\n", "serves 1\n"}
+    os.kill(children(process)[1], signal.SIGKILL)
+    until(lambda: starts(tmp_path, 1) == 4)
+    assert process.poll() is None
+    assert starts(tmp_path, 0) == 1
+    process.terminate()
+    assert process.wait(30) == 0
+    errors = process.communicate()[1]
+    assert errors.index("started now") < errors.index("in 0.5 s") < errors.index("in 1 s")
+
+
+def test_process_that_cannot_load_at_the_start_ends_the_server(tmp_path):
+    script = SCRIPT.replace("if number == 1 and", "if")  # none of them can
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path), "0"], cwd=ROOT, stderr=subprocess.DEVNULL
+    )
+    assert process.wait(20) == 1
+
+
+def test_signals_are_passed_on(tmp_path):
+    process = start(tmp_path, good_starts=100)
+    for _ in range(2):
+        process.stdout.readline()
+    process.send_signal(signal.SIGHUP)
+    assert {process.stdout.readline() for _ in range(2)} == {"told 0\n", "told 1\n"}
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 0
+
+
+def test_pauses_grow_only_while_processes_die_before_they_serve():
+    slot = Slot(0, socket.socket)
+    pauses = []
+    for serves in (True, False, False, False, False, True, False):
+        slot.serves = serves
+        slot.plan_next(1)
+        pauses.append(round(slot.due - time.monotonic(), 1))
+    assert pauses == [0, 0, 0.5, 1, 2, 0, 0]
+    slot.socket.close()
+
+
+def test_parent_hears_that_a_process_serves():
+    slot = Slot(0, socket.socket)
+    slot.start(lambda number, listener, parent: (parent.send_bytes(SERVES), time.sleep(60)))
+    until(lambda: slot.look() is None and slot.serves)
+    slot.process.kill()
+    until(lambda: slot.look() is not None)
+    assert slot.process is None
+    slot.socket.close()
+    assert not multiprocessing.active_children()
