@@ -20,6 +20,7 @@ from rest_api import __version__, schema, telemetry
 from rest_api.bundle import BundleError
 from rest_api.classifier import LoadedModel, load_models
 from rest_api.errors import RequestError
+from rest_api.sandbox import Budget
 from rest_api.schema import PREDICT, spec
 from rest_api.security import with_headers
 from rest_api.settings import Settings
@@ -104,27 +105,32 @@ def predict() -> Response:
     images = sent_images(request, app.settings)
     about = schema.Model(model.bundle.name, model.bundle.version)
     if len(images) > 1:
-        results = [result(name, data, model, top) for name, data in images]
+        budget = Budget()
+        results = [result(name, data, model, top, budget) for name, data in images]
         return answer(schema.Answer(success=True, results=results, model=about))
     return answer(schema.Answer(success=True, model=about, **classify(images[0][1], model, top)))
 
 
-def result(filename: str, data: bytes, model: LoadedModel, top: int) -> schema.Result:
+def result(
+    filename: str, data: bytes, model: LoadedModel, top: int, budget: Budget
+) -> schema.Result:
     """Classify one image of several."""
     try:
-        return schema.Result(filename, success=True, **classify(data, model, top))
+        return schema.Result(filename, success=True, **classify(data, model, top, budget))
     except RequestError as error:
         telemetry.rejected(error.code)
         problem = schema.Problem(error.code, str(error))
         return schema.Result(filename, success=False, error=problem)
 
 
-def classify(data: bytes, model: LoadedModel, top: int) -> dict[str, Any]:
+def classify(
+    data: bytes, model: LoadedModel, top: int, budget: Budget | None = None
+) -> dict[str, Any]:
     """What an answer says about an image: the `top` best classes and the verdicts.
 
     Raises RequestError.
     """
-    prediction = model.classify(data, top)
+    prediction = model.classify(data, top, budget)
     telemetry.classified(model.bundle, prediction)
     best = [schema.Prediction(label, round(share, 6)) for label, share in prediction.classes]
     return {

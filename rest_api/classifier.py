@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from rest_api.bundle import MANIFEST, Bundle, BundleError, Engine, load_bundle
 from rest_api.engine import Predict, judge, load_engine, mean_over_views
-from rest_api.images import decode, to_views
+from rest_api.sandbox import Budget, load_views
 from rest_api.settings import Settings
 
 
@@ -31,12 +31,18 @@ class LoadedModel:
     predict: Predict
     max_pixels: int = Settings.max_pixels
 
-    def classify(self, data: bytes, top: int | None = None) -> Prediction:
-        """The `top` most probable classes of an image file, or all. Raises RequestError."""
+    def classify(
+        self, data: bytes, top: int | None = None, budget: Budget | None = None
+    ) -> Prediction:
+        """The `top` most probable classes of an image file, or all. Raises RequestError.
+
+        Images of the same request share a budget, off which their decoding is taken.
+        """
         bundle = self.bundle
         began = time.perf_counter()
-        image = decode(data, bundle.input_size, self.max_pixels)
-        views = to_views(image, bundle.input_size, bundle.views)
+        views = load_views(
+            data, bundle.input_size, bundle.views, self.max_pixels, budget or Budget()
+        )
         decoded = time.perf_counter()
         outputs = mean_over_views(self.predict(views), len(views))
         ended = time.perf_counter()

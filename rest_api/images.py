@@ -2,6 +2,8 @@
 
 import contextlib
 import io
+import itertools
+import math
 import struct
 import zlib
 from collections.abc import Sequence
@@ -27,6 +29,15 @@ GREY = (128, 128, 128)
 # Times the network's input size that a JPEG is decoded at, at least: 1 in 200 predictions differs
 # from those of a full decoding (benchmarks/quality/resize_policy.py).
 SPARE = 2
+MAX_SIDE = 65_535  # pixels: what a JPEG can have
+TILE = 2**20  # pixels that are converted at a time
+MAX_SHRUNK = 16_000_000  # pixels of what is left of a large image
+# Formats that take more memory for a pixel than the four bytes of Pillow's image: the share of the
+# pixels of others that they may have. The child process of sandbox.py is held to 5 bytes for each.
+SHARES = {"WEBP": 0.24, "AVIF": 0.24, "HEIF": 0.5, "TIFF": 0.5}
+BMP_RLE = (1, 2)  # decoded by Pillow in Python
+START_OF_SCAN = b"\xff\xda"
+MAX_SCANS = 100  # of a progressive JPEG; encoders make about ten
 # What Pillow raises on damaged files, besides UnidentifiedImageError.
 DECODING_ERRORS = (
     OSError,
@@ -46,33 +57,82 @@ def decode(data: bytes, image_size: int, max_pixels: int = Settings.max_pixels) 
     Transparency becomes white, 16-bit grey is scaled to 8, EXIF orientation is applied; of an
     animation the first frame is taken. A JPEG is decoded at the smallest of 1/1, 1/2, 1/4 and 1/8
     of its size that is at least SPARE times `image_size`, the side that it will be resized to.
-    Raises RequestError.
+    What is still over a megapixel is averaged down to three times that. Raises RequestError.
     """
     if not data:
         raise RequestError(400, "empty_file", "The file is empty. Send the bytes of an image.")
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
-        if image.width * image.height > max_pixels:
-            raise Image.DecompressionBombError
+        check_size(image, max_pixels)
     except UnidentifiedImageError as error:
         message = f"This is not an image in one of the formats {', '.join(FORMATS)}."
         raise RequestError(415, "unsupported_format", message) from error
-    except Image.DecompressionBombError as error:
-        message = f"The image has more than {max_pixels / 1e6:g} megapixels."
-        raise RequestError(413, "too_many_pixels", message) from error
+    except Image.DecompressionBombError as error:  # over Pillow's own limit, of 179 megapixels
+        raise too_many_pixels("image", max_pixels) from error
     except DECODING_ERRORS as error:
-        raise RequestError(422, "corrupt_image", "The image file is damaged.") from error
+        raise RequestError(
+            422, "corrupt_image", "The image file is damaged or too large."
+        ) from error
+    if image.info.get("progressive") and data.count(START_OF_SCAN) > MAX_SCANS:
+        raise too_complex(f"The JPEG file has more than {MAX_SCANS} scans.")
     try:
         image.draft("RGB", (SPARE * image_size, SPARE * image_size))
-        ImageOps.exif_transpose(image, in_place=True)
-        return to_rgb(image)
+        image.load()
+        rgb = shrink_to_rgb(image, 3 * image_size)
+        ImageOps.exif_transpose(rgb, in_place=True)
     except DECODING_ERRORS as error:
-        message = f"The {image.format} file is truncated or damaged."
+        message = f"The {image.format} file is truncated, damaged or too large."
         raise RequestError(422, "corrupt_image", message) from error
+    return rgb
+
+
+def check_size(image: Image.Image, max_pixels: int) -> None:
+    """Refuse an image, not yet decoded, that would take too much memory. Raises RequestError."""
+    if max(image.size) > MAX_SIDE:
+        message = f"The image has a side of more than {MAX_SIDE:,} pixels."
+        raise RequestError(413, "too_many_pixels", message)
+    kind, share = image.format, SHARES.get(image.format or "", 1)
+    if image.info.get("progressive"):  # libjpeg holds all coefficients, of two bytes each
+        areas = [across * down for _, down, across, _ in image.layer]  # type: ignore[attr-defined]
+        kind, share = "progressive JPEG", min(1, 2.4 * max(areas) / max(1, sum(areas)))
+    elif image.format == "BMP" and image.info["compression"] in BMP_RLE:
+        kind, share = "run-length encoded BMP", 0.005
+    limit = round(share * max_pixels)
+    if image.width * image.height > limit:
+        raise too_many_pixels(f"{kind} image" if share < 1 else "image", limit)
+
+
+def too_many_pixels(kind: str, limit: int) -> RequestError:
+    message = f"The {kind} has more than {limit / 1e6:g} megapixels."
+    return RequestError(413, "too_many_pixels", message)
+
+
+def too_complex(message: str) -> RequestError:
+    return RequestError(422, "too_complex", f"{message} Send it smaller, as plain JPEG or PNG.")
+
+
+def shrink_to_rgb(image: Image.Image, side: int) -> Image.Image:
+    """Convert to RGB; average what is larger than TILE until the shorter side is just over `side`.
+
+    Tile by tile, so that no second image of full size is held.
+    """
+    width, height = image.size
+    if width * height <= TILE:
+        return to_rgb(image)
+    factor = max(1, min(width, height) // side, math.isqrt(width * height // MAX_SHRUNK) + 1)
+    shrunk = Image.new("RGB", (-(-width // factor), -(-height // factor)))
+    step = max(1, math.isqrt(TILE) // factor) * factor
+    for left, top in itertools.product(range(0, width, step), range(0, height, step)):
+        tile = image.crop((left, top, min(left + step, width), min(top + step, height)))
+        shrunk.paste(to_rgb(tile).reduce(factor), (left // factor, top // factor))
+    shrunk.info = image.info  # with the EXIF
+    return shrunk
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert any mode to RGB."""
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, WHITE), rgba).convert("RGB")

@@ -1,0 +1,278 @@
+"""Decoding that cannot harm: in a process of its own, which is stopped if it takes too much.
+
+A small JPEG or PNG whose cost its header tells is decoded at once, as most photos are. All else
+goes to a process that is started when it is first needed and used again: it has little memory
+and time, no files and no network, and another takes its place when it dies. One serves at most
+one thread at a time, so there are as many as threads that needed one at once.
+
+The process is this module: `python -P -m rest_api.sandbox`. Both ways give the same pixels.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from typing import IO, Any
+
+import numpy as np
+
+from rest_api.bundle import View
+from rest_api.errors import RequestError
+from rest_api.images import MAX_SIDE, SPARE, START_OF_SCAN, decode, to_views, too_complex
+
+MAX_SECONDS = 2.0  # of CPU, for the images of a request
+# For an image, whatever it waits for. Windows has no timer of CPU, and this alone.
+MAX_WALL_SECONDS = 30.0 if hasattr(signal, "setitimer") else 5.0
+# Bytes of the process: itself with a file, and for each pixel of the largest image.
+MEMORY, MEMORY_OF_A_PIXEL = 64 * 2**20, 5
+COMMAND = [sys.executable, "-P", "-m", "rest_api.sandbox"]
+
+CHEAP_PIXELS = 4_000_000  # to hold once decoded
+CHEAP_SEGMENTS, CHEAP_HEADER = 100, 2**20  # of a JPEG before its pixels; bytes of these
+CHEAP_CHUNKS, CHEAP_OTHERS = 2000, 20  # of a PNG, and those of them that hold no pixels
+
+idle: "SimpleQueue[subprocess.Popen[bytes]]" = SimpleQueue()  # processes that wait for work
+
+
+@dataclass
+class Budget:
+    """The seconds of CPU that the images of a request may still take."""
+
+    seconds: float = MAX_SECONDS
+
+
+def load_views(
+    data: bytes, image_size: int, views: Sequence[View], max_pixels: int, budget: Budget
+) -> np.ndarray:
+    """The views of an image file, (V, image_size, image_size, 3) uint8.
+
+    Takes its time off the budget. Raises RequestError.
+    """
+    if budget.seconds <= 0:
+        raise too_complex(f"The images before this one took over {MAX_SECONDS:g} seconds.")
+    if not is_cheap(data, image_size, max_pixels):
+        return views_from_sandbox(data, image_size, views, max_pixels, budget)
+    began = time.thread_time()
+    try:
+        return to_views(decode(data, image_size, max_pixels), image_size, views)
+    finally:
+        budget.seconds -= time.thread_time() - began
+
+
+def is_cheap(data: bytes, image_size: int, max_pixels: int) -> bool:
+    """Whether an image takes little time and memory, whatever follows its header."""
+    try:
+        if data.startswith(b"\xff\xd8"):
+            width, height = size_of_plain_jpeg(data)
+            # as Pillow's draft() chooses
+            scale = min(width, height) // (SPARE * image_size)
+            scale = next(each for each in (8, 4, 2, 1, 0) if scale >= each) or 1
+        else:
+            width, height = size_of_plain_png(data)
+            scale = 1
+    except (struct.error, ValueError):
+        return False
+    pixels = width * height
+    return pixels <= min(max_pixels, CHEAP_PIXELS * scale**2) and max(width, height) <= MAX_SIDE
+
+
+def size_of_plain_jpeg(data: bytes) -> tuple[int, int]:
+    """Width and height of a JPEG of one scan: its decoding ends after that, whatever follows.
+
+    Raises struct.error or ValueError for any other.
+    """
+    frame = None
+    at = 2
+    for _ in range(CHEAP_SEGMENTS):
+        prefix, kind, length = struct.unpack_from(">BBH", data, at)
+        if prefix != 0xFF or at > CHEAP_HEADER:
+            break
+        if kind == START_OF_SCAN[1]:
+            if frame is None or data[at + 4] != frame[2]:  # not all components: there are more
+                break
+            return frame[1], frame[0]
+        if kind in (0xC0, 0xC1) and frame is None:  # sequential, Huffman-coded
+            frame = struct.unpack_from(">HHB", data, at + 5)  # height, width, components
+        elif kind not in (0xC4, 0xDB, 0xDD, 0xFE) and not 0xE0 <= kind <= 0xEF:
+            break
+        at += 2 + length
+    raise ValueError
+
+
+def size_of_plain_png(data: bytes) -> tuple[int, int]:
+    """Width and height of a PNG of few chunks. Raises struct.error or ValueError for any other."""
+    if not data.startswith(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"):
+        raise ValueError
+    at, others = 8, 0
+    for _ in range(CHEAP_CHUNKS):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        if kind == b"IEND":
+            width, height = struct.unpack_from(">II", data, 16)
+            return width, height
+        others += kind != b"IDAT"
+        if others > CHEAP_OTHERS:
+            break
+        at += 12 + length
+    raise ValueError
+
+
+def views_from_sandbox(
+    data: bytes, image_size: int, views: Sequence[View], max_pixels: int, budget: Budget
+) -> np.ndarray:
+    """The same as load_views, by another process."""
+    order = {
+        "bytes": len(data),
+        "image_size": image_size,
+        "views": views,
+        "max_pixels": max_pixels,
+        "seconds": budget.seconds,
+    }
+    process = waiting_process() or start()
+    timer = threading.Timer(MAX_WALL_SECONDS, process.kill)
+    timer.start()
+    try:
+        answer, content = exchange(process, order, data)
+    except (OSError, ValueError) as error:  # it was stopped, or died
+        budget.seconds = 0
+        stop(process)
+        message = f"Decoding the image takes over {MAX_SECONDS:g} seconds, or too much memory."
+        raise too_complex(message) from error
+    finally:
+        timer.cancel()
+    idle.put(process)
+    budget.seconds -= answer["seconds"]
+    if "refused" in answer:
+        raise RequestError(*answer["refused"])
+    return np.frombuffer(content, np.uint8).reshape(len(views), image_size, image_size, 3)
+
+
+def waiting_process() -> "subprocess.Popen[bytes] | None":
+    """One that has been started before and lives."""
+    with contextlib.suppress(Empty):
+        while True:
+            process = idle.get_nowait()
+            if process.poll() is None:
+                return process
+            stop(process)
+    return None
+
+
+def start() -> "subprocess.Popen[bytes]":
+    """Start a process, with nothing of this one's environment; RuntimeError if that fails."""
+    environment = {
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        "OPENBLAS_NUM_THREADS": "1",
+        **{name: os.environ[name] for name in ("SYSTEMROOT",) if name in os.environ},  # Windows
+    }
+    process = subprocess.Popen(  # noqa: S603
+        COMMAND,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,  # libtiff complains there of what is an error here
+        env=environment,
+    )
+    if not pipes(process)[1].readline():
+        stop(process)
+        raise RuntimeError(f"The decoder does not start. Try it: {' '.join(COMMAND)}")
+    return process
+
+
+def stop(process: "subprocess.Popen[bytes]") -> None:
+    """End a process and close what led to it."""
+    process.kill()
+    for pipe in pipes(process):
+        with contextlib.suppress(OSError):  # what it has not read
+            pipe.close()
+    process.wait()
+
+
+def pipes(process: "subprocess.Popen[bytes]") -> tuple[IO[bytes], IO[bytes]]:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    return process.stdin, process.stdout
+
+
+def exchange(
+    process: "subprocess.Popen[bytes]", order: dict[str, Any], data: bytes
+) -> tuple[dict[str, Any], bytes]:
+    """Have a process do something; OSError or ValueError if it dies over it."""
+    to_process, from_process = pipes(process)
+    to_process.write(json.dumps(order).encode() + b"\n")
+    to_process.write(data)
+    to_process.flush()
+    answer = json.loads(from_process.readline())
+    content = from_process.read(answer["bytes"])
+    if len(content) != answer["bytes"]:
+        raise ValueError("it died")
+    return answer, content
+
+
+def main() -> None:
+    """In the other process: answer until there is no one to ask."""
+    source, sink = sys.stdin.buffer, sys.stdout.buffer
+    give_up_rights()
+    sink.write(b"ready\n")
+    sink.flush()
+    while line := source.readline():
+        order = json.loads(line)
+        data = source.read(order["bytes"])
+        answer, content = obey(order, data)
+        sink.write(json.dumps(answer | {"bytes": len(content)}).encode() + b"\n")
+        sink.write(content)
+        sink.flush()
+
+
+def obey(order: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:
+    """What to answer, and its pixels."""
+    began = time.process_time()
+    limit_memory(order["max_pixels"])
+    limit_time(order["seconds"])
+    answer, content = {}, b""
+    try:
+        image = decode(data, order["image_size"], order["max_pixels"])
+        views = [View(*view) for view in order["views"]]
+        content = to_views(image, order["image_size"], views).tobytes()
+    except RequestError as error:
+        answer["refused"] = error.status, error.code, str(error)
+    limit_time(0)
+    return answer | {"seconds": time.process_time() - began}, content
+
+
+def give_up_rights() -> None:
+    """Open no file and no connection from here on; leave it to the parent when to end."""
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    with contextlib.suppress(ImportError):  # Windows
+        import resource
+
+        for limit in (resource.RLIMIT_NOFILE, resource.RLIMIT_FSIZE, resource.RLIMIT_CORE):
+            resource.setrlimit(limit, (0, 0))
+
+
+def limit_memory(max_pixels: int) -> None:
+    """Let what asks for more than an image of `max_pixels` needs fail. Only Linux counts it."""
+    if sys.platform == "linux":
+        import resource
+
+        most = MEMORY + MEMORY_OF_A_PIXEL * max_pixels
+        resource.setrlimit(resource.RLIMIT_DATA, (most, resource.RLIM_INFINITY))
+
+
+def limit_time(seconds: float) -> None:
+    """Die after so many seconds of CPU; never if 0."""
+    if hasattr(signal, "setitimer"):
+        signal.signal(signal.SIGPROF, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_PROF, seconds)
+
+
+if __name__ == "__main__":
+    main()
