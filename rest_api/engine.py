@@ -4,12 +4,14 @@ import contextlib
 import importlib
 import os
 import queue
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from rest_api.bundle import MANIFEST, Bundle, BundleError, Engine
+from rest_api.bundle import FILENAMES, MANIFEST, Bundle, BundleError, Engine
 
 
 class Outputs(NamedTuple):
@@ -38,10 +40,25 @@ def load_engine(bundle: Bundle, engine: Engine = "litert", threads: int = 1) -> 
     file (needs TensorFlow). Up to `threads` calls run at the same time. Raises BundleError.
     """
     content = bundle.file(engine)
-    predict = _keras(content, bundle) if engine == "keras" else _litert(content, bundle, threads)
     side = bundle.input_size
     views = len(bundle.views)
-    probabilities, _ = predict(np.zeros((views, side, side, 3), np.uint8))
+    try:
+        with silent_stderr():
+            load = _keras if engine == "keras" else _litert
+            predict = load(content, bundle, threads)
+            probabilities, _ = predict(np.zeros((views, side, side, 3), np.uint8))
+    except BundleError:
+        raise
+    except ImportError as error:
+        needed = "requirements.txt" if engine == "keras" else "rest_api/requirements.txt"
+        raise BundleError(
+            f"The engine {engine!r} needs a package: pip install -r {needed} ({error})."
+        ) from error
+    except Exception as error:  # each library has its own
+        reason = str(error).partition("\n")[0]
+        raise BundleError(
+            f"{bundle.path}: the engine {engine!r} cannot run the network: {reason}"
+        ) from error
     if probabilities.shape != (views, len(bundle.labels)):
         raise BundleError(
             f"{bundle.path}: the network returns {probabilities.shape[-1]} classes, "
@@ -91,11 +108,7 @@ def _litert(content: bytes, bundle: Bundle, threads: int) -> Predict:
         interpreter.allocate_tensors()
         return interpreter
 
-    try:
-        with silent_stderr():
-            interpreters = [make_interpreter() for _ in range(threads)]
-    except (ValueError, RuntimeError) as error:
-        raise BundleError(f"{bundle.path}: LiteRT cannot load the network: {error}.") from error
+    interpreters = [make_interpreter() for _ in range(threads)]
     idle: queue.SimpleQueue[Any] = queue.SimpleQueue()  # an interpreter is not thread-safe: lend it
     for interpreter in interpreters:
         idle.put(interpreter)
@@ -135,17 +148,14 @@ def silent_stderr() -> Iterator[None]:
         os.close(kept)
 
 
-def _keras(content: bytes, bundle: Bundle) -> Predict:
+def _keras(content: bytes, bundle: Bundle, _threads: int) -> Predict:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    try:
-        with silent_stderr():
-            keras, tf = importlib.import_module("keras"), importlib.import_module("tensorflow")
-            tf.config.list_logical_devices()  # looks for GPUs now, not in the first call
-    except ImportError as error:
-        raise BundleError(
-            "The engine 'keras' needs TensorFlow: pip install -r requirements.txt."
-        ) from error
-    network = keras.saving.load_model(bundle.path / "model.keras", compile=False, safe_mode=True)
+    keras, tf = importlib.import_module("keras"), importlib.import_module("tensorflow")
+    tf.config.list_logical_devices()  # looks for GPUs now, not in the first call
+    with tempfile.TemporaryDirectory() as folder:  # the bytes that were checked, and no others
+        path = Path(folder, FILENAMES["keras"])
+        path.write_bytes(content)
+        network = keras.saving.load_model(path, compile=False, safe_mode=True)
     side = bundle.input_size
 
     # A fixed signature: traced once, whatever the number of images. model.predict would add

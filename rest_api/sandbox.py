@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import IO, Any
 
@@ -33,6 +34,7 @@ MAX_SECONDS = 2.0  # of CPU, for the images of a request
 MAX_WALL_SECONDS = 30.0 if hasattr(signal, "setitimer") else 5.0
 # Bytes of the process: itself with a file, and for each pixel of the largest image.
 MEMORY, MEMORY_OF_A_PIXEL = 64 * 2**20, 5
+ROOT = Path(__file__).parent.parent  # of this package
 COMMAND = [sys.executable, "-P", "-m", "rest_api.sandbox"]
 
 CHEAP_PIXELS = 4_000_000  # to hold once decoded
@@ -168,7 +170,7 @@ def waiting_process() -> "subprocess.Popen[bytes] | None":
 def start() -> "subprocess.Popen[bytes]":
     """Start a process, with nothing of this one's environment; RuntimeError if that fails."""
     environment = {
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)]),
         "OPENBLAS_NUM_THREADS": "1",
         **{name: os.environ[name] for name in ("SYSTEMROOT",) if name in os.environ},  # Windows
     }

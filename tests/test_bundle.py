@@ -1,11 +1,21 @@
+import contextlib
+import copy
+import hashlib
 import json
+import random
 import shutil
+import sys
+from types import SimpleNamespace
 
 import pytest
 
+from rest_api.app import create_app
 from rest_api.bundle import BundleError, OodScore, View, load_bundle
+from rest_api.classifier import load_models
 from rest_api.engine import load_engine
-from rest_api.settings import DEFAULT_MODEL
+from rest_api.settings import DEFAULT_MODEL, Settings
+
+HASH = "0" * 64
 
 
 @pytest.fixture
@@ -44,32 +54,40 @@ def test_folder_without_a_manifest_is_refused(tmp_path):
 
 def test_manifest_that_is_no_json_is_refused(bundle):
     (bundle / "model.json").write_text('{"schema": 1,')
-    with pytest.raises(BundleError, match="not readable JSON"):
+    with pytest.raises(BundleError, match=r"JSON is malformed|truncated"):
         load_bundle(bundle)
 
 
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"schema": 3}, "'schema' is 3, this program reads 1 and 2"),
-        ({"labels": None}, "'labels' is missing"),
-        ({"labels": ["frog"]}, "at least two different names"),
-        ({"labels": ["frog", "frog"]}, "at least two different names"),
-        ({"labels": "frog"}, "must be a list of strings"),
-        ({"views": None}, "'views' is missing"),
-        ({"views": []}, "'views' must be a list of one or more"),
-        ({"views": [{"resize": "zoom"}]}, "'resize' is 'zoom', not one of .*'center_crop'"),
-        ({"views": [{"resize": "stretch", "mirror": 1}]}, "'mirror' must be true or false"),
-        ({"input_size": "32"}, "'input_size' must be a positive whole number"),
-        ({"name": ""}, "'name' must be a non-empty string"),
-        ({"files": {}}, "'files' names none"),
-        ({"uncertainty": {"threshold": 2}}, "must be from 0 to 1"),
-        ({"ood": {"score": "energy", "threshold": "low"}}, "'threshold' of 'ood' must be a num"),
-        ({"ood": {"threshold": 1}}, "'score' is missing"),
-        ({"schema": 1, "resize": "zoom"}, "'resize' is 'zoom', not one of .*'squash'"),
-        ({"files": {"onnx": {"name": "a", "sha256": ""}}}, "unknown engine 'onnx'"),
-        ({"files": {"litert": {"name": "../a", "sha256": ""}}}, "in the bundle's own folder"),
-        ({"files": {"litert": {"name": "a"}}}, "'sha256' is missing"),
+        ({"schema": 3}, "`schema` is 3, this program reads 1 and 2"),
+        ({"labels": None}, "missing required field `labels`"),
+        ({"labels": ["frog"]}, r"length >= 2 - at `\$.labels`"),
+        ({"labels": ["frog", "frog"]}, "`labels` must differ"),
+        ({"labels": "frog"}, r"Expected `array`, got `str` - at `\$.labels`"),
+        ({"views": None}, "missing required field `views`"),
+        ({"views": []}, r"length >= 1 - at `\$.views`"),
+        ({"views": [{"resize": "zoom"}]}, "Invalid enum value 'zoom'"),
+        ({"views": [{"resize": "stretch", "mirror": 1}]}, r"`bool`, got `int` - at `.*mirror`"),
+        ({"input_size": "32"}, r"Expected `int`, got `str` - at `\$.input_size`"),
+        ({"input_size": 1}, r"Expected `int` >= 8 - at `\$.input_size`"),
+        ({"input_size": 100_000}, r"Expected `int` <= 1024 - at `\$.input_size`"),
+        ({"name": ""}, r"length >= 1 - at `\$.name`"),
+        ({"files": {}}, r"length >= 1 - at `\$.files`"),
+        ({"files": []}, r"Expected `object`, got `array` - at `\$.files`"),
+        ({"uncertainty": {"threshold": 2}}, "<= 1.0 - at .*uncertainty.threshold"),
+        ({"uncertainty": {"threshold": 10**400}}, "out of range - at .*uncertainty.threshold"),
+        ({"ood": {"score": "energy", "threshold": "low"}}, "Expected `float`, got `str`"),
+        ({"ood": {"score": "energy", "threshold": float("nan")}}, "JSON is malformed"),
+        ({"ood": {"threshold": 1}}, "missing required field `score`"),
+        ({"schema": 1, "resize": "zoom"}, "`resize` is 'zoom', not one of .*'squash'"),
+        ({"schema": 1, "resize": ["pad"]}, "not one of .*'squash'"),
+        ({"schema": 1, "resize": "pad", "uncertainty": 3}, r"got `int` - at `\$.uncertainty`"),
+        ({"files": {"onnx": {"name": "a", "sha256": HASH}}}, "Invalid enum value 'onnx'"),
+        ({"files": {"litert": {"name": "../a", "sha256": HASH}}}, "named 'model.int8.tflite', not"),
+        ({"files": {"litert": {"name": "a\0", "sha256": HASH}}}, "named 'model.int8.tflite', not"),
+        ({"files": {"litert": {"name": "model.int8.tflite"}}}, "missing required field `sha256`"),
     ],
 )
 def test_manifest_that_cannot_be_served_is_refused_by_name(bundle, changes, complaint):
@@ -130,3 +148,83 @@ def test_labels_that_do_not_fit_the_network_are_refused(bundle):
     edit(bundle, labels=["cat", "dog"])
     with pytest.raises(BundleError, match=r"returns 10 classes, .* names 2"):
         load_engine(load_bundle(bundle))
+
+
+@pytest.mark.parametrize(
+    "nested", ["[" * 100_000 + "]" * 100_000, '{"a":' * 50_000 + "1" + "}" * 50_000]
+)
+def test_manifest_nested_too_deeply_is_refused(bundle, nested):
+    (bundle / "model.json").write_text(nested)
+    with pytest.raises(BundleError, match="recursion"):
+        load_bundle(bundle)
+
+
+VALUES = [None, True, 0, -1, 1.5, 10**400, "", "\0", "../x", [], [1], [[]], {}, {"a": []}, 1e308]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_manifest_with_any_value_replaced_is_read_or_refused(bundle, seed):
+    """Fuzzing: whatever stands there, nothing but BundleError comes of it."""
+    manifest = json.loads((bundle / "model.json").read_text())
+    rng = random.Random(seed)  # noqa: S311
+    for _ in range(200):
+        changed = copy.deepcopy(manifest)
+        if rng.random() < 0.3:
+            changed |= {"schema": 1, "resize": rng.choice(["pad", *VALUES])}
+        place = changed
+        for _ in range(rng.randrange(4)):
+            inner = [
+                each for each in children(place).values() if isinstance(each, dict | list) and each
+            ]
+            place = rng.choice(inner) if inner else place
+        place[rng.choice(list(children(place)))] = rng.choice(VALUES)
+        (bundle / "model.json").write_text(json.dumps(changed))
+        with contextlib.suppress(BundleError):
+            load_bundle(bundle)
+
+
+def children(place):
+    return place if isinstance(place, dict) else dict(enumerate(place))
+
+
+def test_two_bundles_of_one_name_are_refused(bundle):
+    settings = Settings(models=(DEFAULT_MODEL, bundle))
+    with pytest.raises(BundleError, match="are both named 'cifar10'"):
+        load_models(settings)
+
+
+def test_reload_of_a_bad_bundle_keeps_the_old_models(bundle):
+    app = create_app(Settings(models=(bundle,)))
+    edit(bundle, files=[])
+    app.reload()
+    assert app.test_client().get("/models").get_json()["models"][0]["name"] == "cifar10"
+
+
+def test_network_that_does_not_run_is_refused_in_one_line(bundle):
+    content = b"no network"
+    (bundle / "model.int8.tflite").write_bytes(content)
+    entry = {"name": "model.int8.tflite", "sha256": hashlib.sha256(content).hexdigest()}
+    edit(bundle, files={"litert": entry})
+    with pytest.raises(BundleError, match="engine 'litert' cannot run the network") as error:
+        load_engine(load_bundle(bundle))
+    assert "\n" not in str(error.value)
+
+
+def test_engine_without_its_package_is_refused_with_what_to_install(bundle, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)
+    with pytest.raises(BundleError, match=r"pip install -r rest_api/requirements\.txt"):
+        load_engine(load_bundle(bundle))
+
+
+@pytest.mark.slow
+def test_keras_loads_the_bytes_whose_hash_was_checked(bundle):
+    loaded = load_bundle(bundle)
+    checked = loaded.file("keras")
+    (bundle / "model.keras").write_bytes(b"changed since")
+    frozen = SimpleNamespace(
+        **{
+            name: getattr(loaded, name) for name in ("path", "input_size", "views", "labels", "ood")
+        },
+        file=lambda _: checked,
+    )
+    assert load_engine(frozen, "keras")

@@ -6,12 +6,15 @@ by writing a function from numpy.random.Generator to bytes and naming it in GENE
 
 import functools
 import io
+import re
+import struct
 from collections.abc import Callable
 
 import numpy as np
 from PIL import Image
 
 from benchmarks.common import FROG
+from benchmarks.robustness.bombs import bmp, png, png_chunk, webp_lossless
 
 
 @functools.cache
@@ -79,4 +82,29 @@ def damaged(rng: np.random.Generator) -> bytes:
     return bytes(data)
 
 
-GENERATORS: dict[str, Callable[[np.random.Generator], bytes]] = {"damaged": damaged}
+def false_size(rng: np.random.Generator) -> bytes:
+    """A small file whose header says any size up to 67 megapixels."""
+    width, height = (int(2 ** rng.uniform(0, 13)) for _ in range(2))
+    match rng.integers(4):
+        case 0:
+            return webp_lossless(width, height)
+        case 1:
+            bits = int(rng.choice([1, 4, 8, 16, 24, 32]))
+            return bmp(width, height, bits, int(rng.integers(4)), rng.bytes(1000))
+        case 2:
+            bits, colour = int(rng.choice([1, 8, 16])), int(rng.choice([0, 2, 3, 4, 6]))
+            head = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, rng.integers(2))
+            small = png(8, 8, 8, 3)
+            return small[:8] + png_chunk(b"IHDR", head) + small[33:]
+        case _:
+            data = bytearray(valid_files()[rng.integers(3)])  # JPEG
+            frame = re.search(b"\xff[\xc0-\xc2]\0", data)
+            assert frame
+            data[frame.start() + 5 : frame.start() + 9] = struct.pack(">HH", height, width)
+            return bytes(data)
+
+
+GENERATORS: dict[str, Callable[[np.random.Generator], bytes]] = {
+    "damaged": damaged,
+    "false size": false_size,
+}

@@ -193,7 +193,8 @@ def own_server(*options: str) -> list[str]:
 
 def family(pid: int) -> list[int]:
     """A process and all that it has started, directly or not."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    threads = Path(f"/proc/{pid}/task").iterdir()  # each has the children that it has started
+    children = " ".join((thread / "children").read_text() for thread in threads).split()
     return [pid, *(member for child in children for member in family(int(child)))]
 
 
