@@ -13,7 +13,7 @@ import json
 import os
 import signal
 import struct
-import subprocess
+import subprocess  # nosec B404
 import sys
 import threading
 import time
@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import numpy as np
 
@@ -174,7 +174,7 @@ def start() -> "subprocess.Popen[bytes]":
         "OPENBLAS_NUM_THREADS": "1",
         **{name: os.environ[name] for name in ("SYSTEMROOT",) if name in os.environ},  # Windows
     }
-    process = subprocess.Popen(  # noqa: S603
+    process = subprocess.Popen(  # noqa: S603  # nosec B603
         COMMAND,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -197,9 +197,7 @@ def stop(process: "subprocess.Popen[bytes]") -> None:
 
 
 def pipes(process: "subprocess.Popen[bytes]") -> tuple[IO[bytes], IO[bytes]]:
-    assert process.stdin is not None
-    assert process.stdout is not None
-    return process.stdin, process.stdout
+    return cast(IO[bytes], process.stdin), cast(IO[bytes], process.stdout)
 
 
 def exchange(

@@ -2,7 +2,7 @@
 
 The generators of hostile_files.py take turns. Every input is a function of the seed and its number,
 so that a finding can be made again. Stops at the first response that is neither 200 nor 4xx, or
-that takes over two seconds; prints the responses by status, the slowest, and by how much memory
+that takes over ten seconds; prints the responses by status, the slowest, and by how much memory
 grew after the first tenth.
 
 A million: `--inputs 1000000`, which goes on with `--start` where it was interrupted, or a part of
@@ -23,7 +23,7 @@ from benchmarks.robustness.hostile_files import GENERATORS
 if TYPE_CHECKING:
     from flask.testing import FlaskClient
 
-MAX_SECONDS = 2.0
+MAX_SECONDS = 10.0  # on any machine; sandbox.py allows two of CPU
 REPORT = 10_000  # inputs after which to say how far it is
 EXPECTED = {200, 400, 413, 415, 422}
 
