@@ -33,7 +33,7 @@ MAX_SIDE = 65_535  # pixels: what a JPEG can have
 TILE = 2**20  # pixels that are converted at a time
 MAX_SHRUNK = 16_000_000  # pixels of what is left of a large image
 # Formats that take more memory for a pixel than the four bytes of Pillow's image: the share of the
-# pixels of others that they may have. The child process of sandbox.py is held to 5 bytes for each.
+# pixels of others that they may have. See MEMORY_OF_A_PIXEL in sandbox.py.
 SHARES = {"WEBP": 0.24, "AVIF": 0.24, "HEIF": 0.5, "TIFF": 0.5}
 BMP_RLE = (1, 2)  # decoded by Pillow in Python
 START_OF_SCAN = b"\xff\xda"

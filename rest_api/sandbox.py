@@ -24,6 +24,7 @@ from queue import Empty, SimpleQueue
 from typing import IO, Any, cast
 
 import numpy as np
+from PIL import AvifImagePlugin
 
 from rest_api.bundle import View
 from rest_api.errors import RequestError
@@ -32,8 +33,8 @@ from rest_api.images import MAX_SIDE, SPARE, START_OF_SCAN, decode, to_views, to
 MAX_SECONDS = 2.0  # of CPU, for the images of a request
 # For an image, whatever it waits for. Windows has no timer of CPU, and this alone.
 MAX_WALL_SECONDS = 30.0 if hasattr(signal, "setitimer") else 5.0
-# Bytes of the process: itself with a file, and for each pixel of the largest image.
-MEMORY, MEMORY_OF_A_PIXEL = 64 * 2**20, 5
+# Bytes of the process: itself, a file and a tile of it, and for each pixel of the largest image.
+MEMORY, MEMORY_OF_A_PIXEL = 96 * 2**20, 4.5
 ROOT = Path(__file__).parent.parent  # of this package
 COMMAND = [sys.executable, "-P", "-m", "rest_api.sandbox"]
 
@@ -217,6 +218,7 @@ def exchange(
 
 def main() -> None:
     """In the other process: answer until there is no one to ask."""
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # on many cores their stacks would take the memory
     source, sink = sys.stdin.buffer, sys.stdout.buffer
     give_up_rights()
     sink.write(b"ready\n")
@@ -263,7 +265,7 @@ def limit_memory(max_pixels: int) -> None:
     if sys.platform == "linux":
         import resource
 
-        most = MEMORY + MEMORY_OF_A_PIXEL * max_pixels
+        most = round(MEMORY + MEMORY_OF_A_PIXEL * max_pixels)
         resource.setrlimit(resource.RLIMIT_DATA, (most, resource.RLIM_INFINITY))
 
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.robustness.bombs import BOMBS
 from rest_api import images
 from rest_api.bundle import View
 from rest_api.errors import RequestError
@@ -247,3 +248,44 @@ def test_phone_photo_is_decoded_at_reduced_scale_with_the_same_answer(client):
     best, other = (answer["predictions"][0] for answer in answers)
     assert best["label"] == other["label"] == "frog"
     assert best["probability"] == pytest.approx(other["probability"], abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("BMP runs, one row", "a side of more than 65,535 pixels"),
+        ("BMP runs", "run-length encoded BMP image has more than 0.25 megapixels"),
+        ("TIFF 1 bit, 50 MP", "TIFF image has more than 25 megapixels"),
+        ("WebP lossless, 50 MP", "WEBP image has more than 12 megapixels"),
+        ("JPEG, 1,000 scans", "more than 100 scans"),
+    ],
+)
+def test_costly_image_is_refused_by_its_header(name, reason):
+    with pytest.raises(RequestError, match=reason) as error:
+        decode(BOMBS[name](), 32)
+    assert error.value.code in ("too_many_pixels", "too_complex")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "I;16"])
+def test_large_image_is_shrunk_in_tiles_to_the_same_pixels(mode):
+    large = gradient(2500, 1300)
+    if mode == "RGBA":
+        large.putalpha(gradient(2500, 1300).getchannel(0))
+    image = (
+        Image.fromarray(np.asarray(large)[..., 0].astype(np.uint16) * 257)
+        if mode == "I;16"
+        else large.convert(mode)
+    )
+    shrunk = decode(encode(image, exif=turned()), 32)
+    assert shrunk.size == (100, 193)  # a thirteenth, turned
+    whole = images.to_rgb(Image.open(io.BytesIO(encode(image)))).transpose(
+        Image.Transpose.ROTATE_270
+    )
+    difference = to_square(shrunk, 32, "stretch").astype(int) - to_square(whole, 32, "stretch")
+    assert abs(difference).max() <= 3
+
+
+def turned() -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return exif
