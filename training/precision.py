@@ -17,7 +17,7 @@ from training.cifar10.networks import BatchNorm, operations
 MARGIN = 1.1  # by which a type must be faster than those before it: float32 is the safest
 SECONDS = 0.05  # a step as long as this is long enough to be compared
 HOPELESS = 4  # times as long as the fastest type takes: not worth a longer step
-LIMIT = 2.0  # seconds after which no longer steps are tried
+LIMIT = 10.0  # seconds after which no longer steps are tried
 REPEATS = 2  # of which the shortest counts: other work on the machine only lengthens a step
 MOST = 4096  # images in a step
 
