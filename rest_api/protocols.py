@@ -211,7 +211,6 @@ def images_in(tensor: Tensor, binary: bytes, bundle: Bundle, limit: int) -> list
 
     Raises RequestError.
     """
-    square = list(square_shape(bundle))
     problem: object = "This is no input of the model"
     try:
         if (tensor.name, tensor.datatype) == ("image", "BYTES"):
@@ -220,7 +219,7 @@ def images_in(tensor: Tensor, binary: bytes, bundle: Bundle, limit: int) -> list
                 return elements(binary, number)
             texts = np.array(tensor.data, object).reshape(number)
             return [base64.b64decode(text, validate=True) for text in texts]
-        if (tensor.name, tensor.datatype, tensor.shape[1:]) == ("pixels", "UINT8", square):
+        if (tensor.name, tensor.datatype) == ("pixels", "UINT8"):
             check_number(tensor.shape[0], limit)
             sent = np.frombuffer(binary, np.uint8) if tensor.data is None else np.array(tensor.data)
             return [as_file(pixels, bundle) for pixels in sent.reshape(tensor.shape)]
@@ -228,7 +227,7 @@ def images_in(tensor: Tensor, binary: bytes, bundle: Bundle, limit: int) -> list
         problem = error
     message = (
         f"{problem}. Send image files as 'image' of BYTES, in JSON as base64, "
-        f"or 'pixels' of UINT8, of the shape [N, {', '.join(map(str, square))}]."
+        f"or 'pixels' of UINT8, of the shape [N, {', '.join(map(str, square_shape(bundle)))}]."
     )
     raise RequestError(400, "invalid_tensor", message)
 
