@@ -135,7 +135,11 @@ def check(command: list[str]) -> None:
             assert set(re.findall(r"^\.\[(.+)\]$", what)) <= set(extras)
         case ["docker", "run", *words]:  # the name of the image, then options of the server
             image = next(i for i, word in enumerate(words) if word in IMAGES)
-            parser_of("rest_api.app").parse_args(words[image + 1 :])
+            after = words[image + 1 :]
+            if "--entrypoint" in words:
+                check(["python", *after])
+            else:
+                parser_of("rest_api.app").parse_args(after)
         case ["kubectl", "apply", "-f", file] | ["streamlit", "run", file]:
             assert (ROOT / file).exists()
         case ["curl", *words]:
