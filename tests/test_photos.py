@@ -51,7 +51,7 @@ def test_unreadable_files_are_skipped_with_the_reason(folder):
     (folder / "dog" / "notes.txt").write_text("not a photo")
     (folder / "dog" / "empty.jpg").touch()
     found = reasons(folder)
-    assert "truncated or damaged" in found["truncated.png"]
+    assert "truncated, damaged" in found["truncated.png"]
     assert "not an image" in found["notes.txt"]
     assert "empty" in found["empty.jpg"]
 

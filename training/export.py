@@ -179,22 +179,23 @@ def calibrate(
     fitted_on: str,
     scores: np.ndarray | None = None,
     score: str = "",
+    coverage: float = COVERAGE,
 ) -> tuple[float, dict[str, Any]]:
     """The temperature, and what model.json says of it and of the thresholds.
 
     `logits` (N, views, classes) and the OOD scores (N, views), named `score`, are those of images
-    that the network was not trained on. COVERAGE of these images is answered. Where there are too
-    few of them to find the least probable ones, there is a threshold of the OOD score alone.
+    that the network was not trained on. The fraction `coverage` of these is answered. With too few
+    images to find the least probable ones, there is a threshold of the OOD score alone.
     """
     temperature = metrics.fit_temperature(logits, labels)
     probabilities = metrics.softmax(logits / temperature).mean(1)
     measures, shares = {"uncertainty": probabilities.max(1)}, [1.0]
     if scores is not None:
         shares = [1 - OOD_SHARE, OOD_SHARE]
-        if (len(labels) + 1) * (1 - COVERAGE) * shares[0] < 1:
+        if (len(labels) + 1) * (1 - coverage) * shares[0] < 1:
             measures, shares = {}, [1.0]
         measures["ood"] = scores.mean(1)
-    found = metrics.joint_thresholds(list(measures.values()), shares, COVERAGE)
+    found = metrics.joint_thresholds(list(measures.values()), shares, coverage)
     thresholds = dict(zip(measures, found, strict=True))
     answered = np.all([measures[each] >= thresholds[each] for each in measures], axis=0)
     error = metrics.expected_calibration_error(probabilities, labels)
@@ -210,7 +211,7 @@ def calibrate(
         description[each] = {
             "threshold": round(threshold, 4),
             "fitted_on": fitted_on,
-            "coverage": COVERAGE,  # of both thresholds together
+            "coverage": coverage,  # of both thresholds together
             "accuracy": round(accuracy, 4),
         }
     if scores is not None:
