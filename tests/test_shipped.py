@@ -52,7 +52,8 @@ def test_picture_of_no_thing_is_none_of_these(model, image):
 
 
 def test_shipped_bundles_stay_small_and_only_the_default_has_its_keras_file():
-    assert sum(path.stat().st_size for path in DEFAULT_MODEL.iterdir()) < 12e6
+    # 2.5 million parameters of four bytes, and of one
+    assert sum(path.stat().st_size for path in DEFAULT_MODEL.iterdir()) < 12.6e6
     bundles = [path.parent for path in DEFAULT_MODEL.parent.glob("*/model.json")]
     assert len(bundles) == 3
     for bundle in bundles:

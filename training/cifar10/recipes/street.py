@@ -3,7 +3,7 @@
 Evidence: 95.14 % of the test images with test-time augmentation, 94.47 % without, after
 109.9 minutes on 2 CPU cores (AMD EPYC, 2026-11-25) beside other work, all included; n=1, seed 0.
 Served at 36 pixels, the mean of two views of 400 real photos, 8-bit: 90.2 % (95 % interval 86.9 to
-92.8) are right; of 3,170 photos of other things 21.5 % are answered, of which `fast94` answers 54.9 %.
+92.8) are right; of 3,170 photos of other things 21.5 % are answered (by `fast94`, 54.9 %).
 
     python -m training.train street --final --outliers DIR
 """
