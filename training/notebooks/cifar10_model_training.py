@@ -296,7 +296,7 @@ pd.Series(dict(prediction.classes)).map("{:.2%}".format).to_frame("probability")
 
 # %%
 figures = json.loads(Path("benchmarks/quality/records/street.json").read_text())
-served_views = "stretch + center_crop:mirrored"
+served_views, size = "stretch + center_crop:mirrored", str(street.recipe.served_size)
 runs = {
     "crops": "street-crops-seed0",
     "+ boxes": "street-boxes-seed0",
@@ -341,8 +341,8 @@ pd.DataFrame(
     {
         name: {
             "CIFAR-10, one view": 100 * results[name]["accuracy"],
-            "photos, stretched": 100 * figures[run]["right"]["32"]["stretch"],
-            "photos, two views": 100 * figures[run]["right"]["32"][served_views],
+            "photos, stretched": 100 * figures[run]["right"][size]["stretch"],
+            "photos, two views": 100 * figures[run]["right"][size][served_views],
             "AUROC, photos of other things": score_of(run, "others"),
             "AUROC, CIFAR-100 not shown": score_of(run, "cifar100"),
         }
@@ -352,13 +352,17 @@ pd.DataFrame(
 
 # %%
 photos = figures["street-seed0-final"]["photos"]
-on_photos = {name: figures[run]["right"]["32"][served_views] for name, run in runs.items()}
+on_photos = {name: figures[run]["right"][size][served_views] for name, run in runs.items()}
 error = (on_photos["crops"] * (1 - on_photos["crops"]) / photos) ** 0.5
 label = f"right on {photos} photos, two views (%); the band is one standard error"
 plots.show(plots.dots(on_photos, "crops", error, label), "street_training")
 
 # %% [markdown]
-# **Conclusion**: CONCLUSION_TRAINING
+# **Conclusion**: in four epochs boxes, light and sharpness bring nothing that 400 photos can show:
+# all four rows are within one standard error, and on CIFAR-10 boxes cost a little. Augmentation
+# pays late, if at all. Outliers pay at once: the AUROC against photos of other things rises from
+# 0.79 to 0.93, and the ten classes lose nothing. What helps the photos of the ten classes is a
+# longer training, by eight points.
 
 # %% [markdown]
 # ## What views bring
@@ -374,7 +378,13 @@ by_size.columns = [f"{size} pixels" for size in by_size.columns]
 by_size
 
 # %% [markdown]
-# **Conclusion**: CONCLUSION_VIEWS
+# **Conclusion**: letterbox is the worst at every size: the network was never shown grey bars. A
+# stretched and a cropped view differ most, and their mean is among the best. Larger squares help
+# all views: at 40 pixels an object of a photo is about as large as one that `boxes` has enlarged
+# ([Touvron et al. 2019](https://arxiv.org/abs/1906.06423) explain why networks want larger images
+# than they were trained on). But the test images, enlarged, lose: half a point at 36 pixels, one at
+# 40. The bundle that is shipped takes 36. Size and views were chosen on these photos, so others
+# will gain a little less.
 
 # %% [markdown]
 # ## Which score says "none of these"
@@ -397,16 +407,21 @@ pd.concat(
 )
 
 # %% [markdown]
-# **Conclusion**: CONCLUSION_SCORES
+# **Conclusion**: the outputs for other things are what counts. The log odds of the ten classes
+# against all others are served. Energy and the distance of the features (Mahalanobis) come close
+# in a network that was shown outliers.
 
 # %% [markdown]
 # ## What it still gets wrong
 #
-# The photos as they are served, by their true class (rows) and the predicted one:
+# The photos at 32 pixels, two views, by their true class (rows) and the predicted one:
 
 # %%
 matrix = np.array(figures["street-seed0-final"]["confusion"])
 plots.show(plots.confusion(matrix, LABELS), "confusion_photos")
 
 # %% [markdown]
-# **Conclusion**: CONCLUSION_WRONG
+# **Conclusion**: birds are the hardest class, taken for planes, dogs, deer and frogs: in flight, or
+# far away, a bird is a few pixels. Cats become dogs, as on the test set, frogs birds, and trucks
+# and ships planes, perhaps by the sky behind them. What 36 pixels do not show, no training brings
+# back.
