@@ -164,7 +164,7 @@ def test_manifest_with_any_value_replaced_is_read_or_refused(bundle, seed):
                 each for each in children(place).values() if isinstance(each, dict | list) and each
             ]
             place = rng.choice(inner) if inner else place
-        place[rng.choice(list(children(place)))] = rng.choice(VALUES)
+        place[rng.choice(list(children(place)))] = copy.deepcopy(rng.choice(VALUES))
         (bundle / "model.json").write_text(json.dumps(changed))
         with contextlib.suppress(BundleError):
             load_bundle(bundle)

@@ -53,7 +53,7 @@ def test_prediction_is_the_mean_over_views_that_are_shown_in_one_call():
     photo = picture(0)
     prediction = LoadedModel(bundle_of(), predict).classify(encode(photo), top=2)
     (views,) = shown
-    np.testing.assert_array_equal(views, to_views(photo, 32, TWO_VIEWS))
+    np.testing.assert_array_equal(views, to_views(photo, bundle_of().input_size, TWO_VIEWS))
     assert prediction.classes == [("dog", pytest.approx(0.55)), ("cat", pytest.approx(0.45))]
     assert prediction.score == 0.5
 

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import shutil
 import socket
 import struct
 from collections.abc import Iterator
@@ -20,14 +21,16 @@ from rest_api.app import create_app
 from rest_api.bundle import load_bundle
 from rest_api.schema import classifying_route
 from rest_api.settings import DEFAULT_MODEL, Settings
-from tests.support import FROG, encode, picture, post, server
+from tests.support import FROG, encode, picture, post, rename, server
 
 # Requests as their clients wrote them, tritonclient 2.73.0 and kserve 0.21.0: a small frog.
 WIRE = sorted((Path(__file__).parent / "wire").glob("*.http"))
 PHOTO = FROG.read_bytes()
 BASE64 = base64.b64encode(PHOTO).decode()
-SQUARE = np.asarray(picture(5, (32, 32)))
 BUNDLE = load_bundle(DEFAULT_MODEL)
+SIDE = BUNDLE.input_size
+NUMBERS = 3 * SIDE**2  # of a square
+SQUARE = np.asarray(picture(5, (SIDE, SIDE)))
 LENGTH = "Inference-Header-Content-Length"
 INFER, PREDICT = "/v2/models/cifar10/infer", "/v1/models/cifar10:predict"
 
@@ -93,9 +96,19 @@ def refused(response: TestResponse, status: int) -> str:
     return body["error"]
 
 
+@pytest.fixture(scope="module")
+def port_of_32_pixels(tmp_path_factory) -> Iterator[int]:
+    """A server whose model takes squares of 32 pixels, as those recorded are."""
+    bundle = tmp_path_factory.mktemp("models") / "cifar10"
+    shutil.copytree(DEFAULT_MODEL.with_name("cifar10-fast94"), bundle)
+    rename(bundle, "cifar10")
+    with server("--workers", "1", "--model", str(bundle)) as (_, port):
+        yield port
+
+
 @pytest.mark.parametrize("path", WIRE, ids=[path.stem for path in WIRE])
-def test_recorded_request_of_a_client_is_answered(path, port):
-    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+def test_recorded_request_of_a_client_is_answered(path, port_of_32_pixels):
+    with socket.create_connection(("127.0.0.1", port_of_32_pixels), timeout=30) as connection:
         connection.sendall(path.read_bytes())
         response = HTTPResponse(connection)
         response.begin()
@@ -118,7 +131,7 @@ def test_tritonclient_gets_what_predict_says(as_binary, port, client):
     data = np.array([PHOTO if as_binary else BASE64] * 2, object)
     images = triton.InferInput("image", [2], "BYTES")
     images.set_data_from_numpy(data, binary_data=as_binary)
-    pixels = triton.InferInput("pixels", [1, 32, 32, 3], "UINT8")
+    pixels = triton.InferInput("pixels", [1, SIDE, SIDE, 3], "UINT8")
     pixels.set_data_from_numpy(SQUARE[None], binary_data=as_binary)
     names = ["label", "probabilities", "none_of_these"]
     wanted = [triton.InferRequestedOutput(name, binary_data=as_binary) for name in names]
@@ -145,7 +158,7 @@ def test_tritonclient_gets_what_predict_says(as_binary, port, client):
 
 def test_program_of_tensorflow_servings_documentation_runs(port):
     """The tutorial's lines, with our squares as its test_images."""
-    test_images = np.array([Image.open(io.BytesIO(PHOTO)).resize((32, 32)), SQUARE])
+    test_images = np.array([Image.open(io.BytesIO(PHOTO)).resize((SIDE, SIDE)), SQUARE])
     data = json.dumps({"signature_name": "serving_default", "instances": test_images.tolist()})
     headers = {"content-type": "application/json"}
     json_response = requests.post(
@@ -181,10 +194,10 @@ def test_every_way_to_send_an_image_gets_what_predict_says(client):
 
 def test_squares_are_classified_pixel_by_pixel(client):
     expected = [pytest.approx(probabilities(client, encode(Image.fromarray(SQUARE))), abs=1e-6)]
-    tensor = {"name": "pixels", "datatype": "UINT8", "shape": [1, 32, 32, 3]}
+    tensor = {"name": "pixels", "datatype": "UINT8", "shape": [1, SIDE, SIDE, 3]}
     for response in (
-        client.post(INFER, json=squares(SQUARE.ravel().tolist(), [1, 32, 32, 3])),
-        client.post(INFER, json=squares([SQUARE.tolist()], [1, 32, 32, 3])),
+        client.post(INFER, json=squares(SQUARE.ravel().tolist(), [1, SIDE, SIDE, 3])),
+        client.post(INFER, json=squares([SQUARE.tolist()], [1, SIDE, SIDE, 3])),
         client.post(INFER, **binary(tensor, SQUARE.tobytes())),
     ):
         values = outputs_in(response.get_data(), response.headers)
@@ -196,7 +209,7 @@ def test_squares_are_classified_pixel_by_pixel(client):
 
 
 def test_images_of_other_things_are_told(client):
-    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
     answer = client.post(PREDICT, json={"instances": [noise.tolist()]}).get_json()
     verdicts = post(client, encode(Image.fromarray(noise))).get_json()
     assert answer["none_of_these"] == [verdicts["none_of_these"]] == [True]
@@ -245,13 +258,17 @@ def test_only_the_outputs_that_are_asked_for_are_sent(client):
         (files(BASE64, base64.b64encode(PHOTO[:5000]).decode()), 422, "Image 2 of 2: The JPEG"),
         (files(""), 400, "The file is empty"),
         (files(BASE64, outputs=[{"name": "dog"}]), 400, "no output 'dog'. There are: probab"),
-        (squares([0] * 3072, [1, 3, 32, 32]), 400, "shape [N, 32, 32, 3]"),
-        (squares([0] * 3072, [1, 32, 32, 3], "FP32"), 400, "Send image files"),
-        (squares([0] * 3071, [1, 32, 32, 3]), 400, "cannot reshape"),
-        (squares([256] + [0] * 3071, [1, 32, 32, 3]), 400, "whole numbers from 0 to 255"),
-        (squares([0] * 17 * 3072, [17, 32, 32, 3]), 413, "17 images are too many"),
-        (squares(["0"] * 3072, [1, 32, 32, 3]), 400, "whole numbers from 0 to 255"),
-        (squares([0] * 3072, [-1, 32, 32, 3]), 400, "Expected `int` >= 1"),
+        (squares([0] * NUMBERS, [1, 3, SIDE, SIDE]), 400, f"shape [N, {SIDE}, {SIDE}, 3]"),
+        (squares([0] * NUMBERS, [1, SIDE, SIDE, 3], "FP32"), 400, "Send image files"),
+        (squares([0] * (NUMBERS - 1), [1, SIDE, SIDE, 3]), 400, "cannot reshape"),
+        (
+            squares([256] + [0] * (NUMBERS - 1), [1, SIDE, SIDE, 3]),
+            400,
+            "whole numbers from 0 to 255",
+        ),
+        (squares([0] * 17 * NUMBERS, [17, SIDE, SIDE, 3]), 413, "17 images are too many"),
+        (squares(["0"] * NUMBERS, [1, SIDE, SIDE, 3]), 400, "whole numbers from 0 to 255"),
+        (squares([0] * NUMBERS, [-1, SIDE, SIDE, 3]), 400, "Expected `int` >= 1"),
     ],
 )
 def test_bad_request_for_inference_is_refused_with_what_would_be_right(
@@ -269,7 +286,7 @@ def test_bad_request_for_inference_is_refused_with_what_would_be_right(
         ([{"b64": "no"}], 400, "padding"),
         ([{"b64": BASE64}] * 17, 413, "17 images are too many"),
         ([(SQUARE / 255).tolist()], 400, "whole numbers from 0 to 255"),
-        ([SQUARE[:31].tolist()], 400, "shape [32, 32, 3]"),
+        ([SQUARE[:-1].tolist()], 400, f"shape [{SIDE}, {SIDE}, 3]"),
         ([[[[1, 2], [3]]]], 400, "inhomogeneous"),
         ([{"b64": base64.b64encode(PHOTO[:5000]).decode()}], 422, "truncated"),
     ],
@@ -324,11 +341,16 @@ def test_models_are_described(client):
     assert metadata["model_spec"]["version"] == BUNDLE.version
     signatures = metadata["metadata"]["signature_def"]["signature_def"]
     pixels = signatures["pixels"]["inputs"]["pixels"]
-    assert [dim["size"] for dim in pixels["tensor_shape"]["dim"]] == ["-1", "32", "32", "3"]
+    assert [dim["size"] for dim in pixels["tensor_shape"]["dim"]] == [
+        "-1",
+        str(SIDE),
+        str(SIDE),
+        "3",
+    ]
     model = client.get(f"/v2/models/cifar10/versions/{BUNDLE.version}").get_json()
     assert model["versions"] == [BUNDLE.version]
     shapes = {tensor["name"]: tensor["shape"] for tensor in model["inputs"] + model["outputs"]}
-    assert shapes["pixels"] == [-1, 32, 32, 3]
+    assert shapes["pixels"] == [-1, SIDE, SIDE, 3]
     assert shapes["probabilities"] == [-1, 10]
 
 
