@@ -24,6 +24,7 @@ STOP_TIMEOUT = 2.5  # the same, once the server stops
 QUEUE_TIMEOUT = 10.0  # seconds that a request waits for its turn
 MAX_BUFFERED = 128 * 2**20  # bytes of requests until they are answered, of answers until taken
 BACKLOG = 1024  # connections that wait to be accepted
+ACCEPTED_AT_ONCE = 16  # before one that is too many is closed: each is an open file
 TOO_SLOW = (
     f"The request took over {READ_TIMEOUT:g} seconds to arrive. Send less, or send it faster."
 )
@@ -90,8 +91,9 @@ class Gateway:
         name, port = listener.getsockname()[:2]
         self.environ |= {"SERVER_NAME": name, "SERVER_PORT": str(port)}
         self.server = await self.loop.create_server(
-            lambda: Connection(self), sock=listener, backlog=BACKLOG
+            lambda: Connection(self), sock=listener, backlog=ACCEPTED_AT_ONCE
         )
+        listener.listen(BACKLOG)  # asyncio has one number for both
 
     async def work(self) -> None:
         """Answer them, until stop() is called and all have their answers."""

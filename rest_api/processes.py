@@ -169,6 +169,6 @@ def accept_signals() -> None:
 
 async def orphaned() -> None:
     """Wait until the parent is dead, killed without a chance to stop its processes."""
-    parent = os.getppid()
-    while os.getppid() == parent:
+    parent = multiprocessing.parent_process()  # as it was: it may be dead by now
+    while parent and os.getppid() == parent.pid:
         await asyncio.sleep(1)

@@ -14,9 +14,14 @@ from tests.support import ROOT, rename
 CLASSIC = DEFAULT_MODEL.with_name("cifar10-classic")  # without an OOD score
 
 
+def random_images(bundle):
+    side = load_bundle(bundle).input_size
+    return np.random.default_rng(0).integers(0, 256, (40, side, side, 3), dtype=np.uint8)
+
+
 @pytest.fixture(scope="module")
 def images():
-    return np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
+    return random_images(CLASSIC)
 
 
 def test_rows_are_probabilities(images):
@@ -26,22 +31,22 @@ def test_rows_are_probabilities(images):
     assert (probabilities >= 0).all()
     np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-5)
     np.testing.assert_array_equal(scores, probabilities.max(1))
-    probabilities, scores = load_engine(load_bundle(DEFAULT_MODEL))(images)
+    probabilities, scores = load_engine(load_bundle(DEFAULT_MODEL))(random_images(DEFAULT_MODEL))
     np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-5)
     assert scores.shape == (40,)
     assert scores.min() < -1  # log odds
 
 
 @pytest.mark.slow
-def test_keras_and_litert_agree(images):
-    bundle = load_bundle(DEFAULT_MODEL)
+def test_keras_and_litert_agree():
+    bundle, images = load_bundle(DEFAULT_MODEL), random_images(DEFAULT_MODEL)
     litert, keras = (load_engine(bundle, e)(images).probabilities for e in ("litert", "keras"))
     assert abs(litert - keras).mean() < 0.01
     assert (litert.argmax(1) == keras.argmax(1)).mean() >= 0.9
 
 
-def test_answers_do_not_depend_on_the_batch(images):
-    predict = load_engine(load_bundle(DEFAULT_MODEL))
+def test_answers_do_not_depend_on_the_batch():
+    predict, images = load_engine(load_bundle(DEFAULT_MODEL)), random_images(DEFAULT_MODEL)
     one_by_one = np.concatenate([predict(image[None]).probabilities for image in images])
     np.testing.assert_allclose(predict(images).probabilities, one_by_one, atol=1e-4)
 
@@ -85,7 +90,7 @@ def test_one_interpreter_is_made_for_each_thread(monkeypatch):
 
 
 @pytest.mark.slow
-def test_keras_engine_never_calls_model_predict(images, monkeypatch):
+def test_keras_engine_never_calls_model_predict(monkeypatch):
     import keras
 
     def slow(*_, **__):
@@ -93,7 +98,8 @@ def test_keras_engine_never_calls_model_predict(images, monkeypatch):
 
     for method in ("predict", "predict_on_batch"):
         monkeypatch.setattr(keras.Model, method, slow, raising=False)
-    assert load_engine(load_bundle(DEFAULT_MODEL), "keras")(images).probabilities.shape == (40, 10)
+    predict = load_engine(load_bundle(DEFAULT_MODEL), "keras")
+    assert predict(random_images(DEFAULT_MODEL)).probabilities.shape == (40, 10)
 
 
 def test_serving_never_imports_tensorflow_nor_training():

@@ -44,15 +44,19 @@ def record(run: str) -> dict:
 
 
 @pytest.mark.slow
-def test_notebook_runs_from_nothing_on_a_few_images(name, small_cifar, tmp_path, monkeypatch):
+def test_notebook_runs_from_nothing_on_a_few_images(
+    name, small_cifar, small_cifar100, tmp_path, monkeypatch
+):
     (tmp_path / "images").mkdir()
-    (tmp_path / "rest_api").symlink_to(ROOT / "rest_api")
+    for folder in ("rest_api", "benchmarks"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
     for number, label in enumerate(("first", "second", "third")):
         (tmp_path / "photos" / label).mkdir(parents=True)
         for i in range(MIN_PHOTOS):
             picture(100 * number + i).save(tmp_path / "photos" / label / f"{i}.png")
     for variable, value in {
         "CIFAR10_DIR": str(small_cifar),
+        "CIFAR100_DIR": str(small_cifar100),
         "PYTHONPATH": str(ROOT),
         "RERUN": "1",
         "EPOCHS": "1",

@@ -242,7 +242,7 @@ def test_documentation_of_a_guarded_server_has_a_place_for_the_key(guarded_page,
     page.locator(".auth-container input").first.fill("open-sesame")
     page.get_by_role("button", name="Apply credentials").first.click()
     page.get_by_role("button", name="Close").last.click()
-    page.locator(".opblock-summary-path", has_text="/models").click()
+    page.locator('[data-path="/models"]').click()
     page.get_by_role("button", name="Try it out").click()
     page.get_by_role("button", name="Execute").click()
     expect(page.locator(".live-responses-table .response-col_status").first).to_contain_text("200")
