@@ -24,7 +24,7 @@ STOP_TIMEOUT = 2.5  # the same, once the server stops
 QUEUE_TIMEOUT = 10.0  # seconds that a request waits for its turn
 MAX_BUFFERED = 128 * 2**20  # bytes of requests until they are answered, of answers until taken
 BACKLOG = 1024  # connections that wait to be accepted
-ACCEPTED_AT_ONCE = 16  # before one that is too many is closed: each is an open file
+ACCEPTED_AT_ONCE = 8  # connections; those too many are open files for some turns of the loop
 TOO_SLOW = (
     f"The request took over {READ_TIMEOUT:g} seconds to arrive. Send less, or send it faster."
 )
@@ -126,7 +126,9 @@ class Gateway:
         self.connections.add(connection)
         self.wait(connection)
         if len(self.connections) > self.max_connections and self.waiting:
-            next(iter(self.waiting)).transport.abort()
+            longest = next(iter(self.waiting))
+            del self.waiting[longest]  # it is lost a turn of the loop later
+            longest.transport.abort()
 
     def disconnected(self, connection: Connection) -> None:
         self.connections.discard(connection)
