@@ -4,7 +4,7 @@ benchmarks.serving           throughput, latency and memory beside other servers
                              processes without HTTP set; where the time of a request goes
 benchmarks.serving.latency   latency of one request after another, time from start to first response
 benchmarks.serving.growth    cost by size of photo and batch, number of connections and processes
-benchmarks.serving.servers   the same application in Granian, gunicorn and Waitress
+benchmarks.serving.servers   the same application in our server, gunicorn and Waitress
 
 The first writes README.md in this folder. All but `latency` need wrk (`apt install wrk`).
 """

@@ -14,7 +14,7 @@ from benchmarks.serving.load import COLUMNS, medians, need_wrk, own_server, pict
 
 APP = "rest_api.app:create_app"
 SERVERS = {
-    "granian": own_server(),
+    "ours": own_server(),
     "gunicorn": [
         *(sys.executable, "-m", "gunicorn", "--worker-class", "gthread", "--workers", "2"),
         *("--threads", "38", "--bind", "127.0.0.1:{port}", f"{APP}()"),
@@ -45,7 +45,7 @@ def rows() -> Iterator[list[str]]:
 def main() -> None:
     command_line(__doc__).parse_args()
     need_wrk()
-    if missing := [name for name in SERVERS if not find_spec(name)]:
+    if missing := [name for name in SERVERS if name != "ours" and not find_spec(name)]:
         sys.exit(f"error: this needs other servers: pip install {' '.join(missing)}")
     print_table(["input, connections", "server", *COLUMNS], rows())
 
