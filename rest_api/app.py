@@ -1,7 +1,7 @@
 """The server: `python rest_api/app.py`, then POST an image to /predict.
 
-`create_app` makes the Flask application for any WSGI server; `main` runs it behind the gateway, with
-one process per core.
+`create_app` makes the Flask application for any WSGI server; `main` runs it behind the gateway,
+with one process per core.
 
 Flask and what comes with it are imported in functions: --help does not wait for them, and main()
 has something to set before prometheus_client is imported.
