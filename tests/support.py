@@ -11,6 +11,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -90,26 +91,29 @@ def server(
     script: str = "rest_api/app.py",
     cwd: Path = ROOT,
     by_environment: bool = False,
-    stdout: int = subprocess.PIPE,
 ) -> Iterator[tuple[subprocess.Popen, int]]:
-    """A running server and its port; stopped by SIGTERM at the end."""
+    """A running server and its port; stopped by SIGTERM at the end.
+
+    It writes into a file, `process.stdout`: a pipe that nobody reads would fill up and stop it.
+    """
     port = free_port()
     at_once = [] if "--drain" in options else ["--drain", "0"]
     by_option = [] if by_environment else ["--port", str(port)]
-    process = subprocess.Popen(
-        [sys.executable, script, *by_option, *options, *at_once],
-        cwd=cwd,
-        env=os.environ | ({"PORT": str(port)} if by_environment else {}),
-        stdout=stdout,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    try:
-        wait_for(port, process)
-        yield process, port
-    finally:
-        process.terminate()
-        process.communicate(timeout=30)
+    with NamedTemporaryFile("w") as log, Path(log.name).open() as output:
+        process = subprocess.Popen(
+            [sys.executable, script, *by_option, *options, *at_once],
+            cwd=cwd,
+            env=os.environ | ({"PORT": str(port)} if by_environment else {}),
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+        process.stdout = output
+        try:
+            wait_for(port, process)
+            yield process, port
+        finally:
+            process.terminate()
+            process.wait(timeout=30)
 
 
 def wait_for(port: int, process: subprocess.Popen) -> None:

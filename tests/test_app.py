@@ -39,6 +39,7 @@ def test_sigterm_ends_the_server_with_status_zero():
 def test_server_says_where_it_listens_and_is_no_debugger():
     with server("--workers", "1") as (process, port):
         process.terminate()
+        process.wait(timeout=30)
         output = process.stdout.read()
     assert f"http://127.0.0.1:{port}" in output
     assert "debug" not in output.lower()

@@ -27,7 +27,6 @@ from tests.support import FROG, ROOT, ask, rename, server, wait_for
 
 pytestmark = pytest.mark.slow
 
-# Where many are asked, the log goes to DEVNULL: a pipe that nobody reads would halt the server.
 FORM = {"Content-Type": "multipart/form-data; boundary=benchmark"}
 
 
@@ -97,7 +96,7 @@ def test_sighup_takes_up_a_new_bundle_and_refuses_a_bad_one_without_a_failed_req
     shutil.copytree(bundle, new)
     rename(new, "model", version="second")
     with (
-        server("--model", str(bundle), stdout=subprocess.DEVNULL) as (process, port),
+        server("--model", str(bundle)) as (process, port),
         asking(lambda: ask(port)["model"]["version"]) as (answers, failures),
     ):
         until(lambda: len(answers) > 20, "no answers")
@@ -139,7 +138,7 @@ def survives_sighup(pid: int) -> bool:
 
 @pytest.mark.parametrize("client", CLIENTS.values(), ids=CLIENTS)
 def test_hostile_client_keeps_nobody_else_from_being_served(client):
-    with server("--workers", "1", stdout=subprocess.DEVNULL) as (process, port):
+    with server("--workers", "1") as (process, port):
 
         def attack() -> None:
             with suppress(OSError):
@@ -164,7 +163,7 @@ def test_hostile_client_keeps_nobody_else_from_being_served(client):
 
 
 def test_silent_connections_leave_room_for_others_and_are_closed():
-    with server("--workers", "1", stdout=subprocess.DEVNULL) as (_, port):
+    with server("--workers", "1") as (_, port):
         silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(1500)]
         for _ in range(20):
             assert get(port, "/health/live")[0] == 200
@@ -225,7 +224,7 @@ def test_server_without_room_for_its_metrics_serves_and_survives_a_death(tmp_pat
 
 
 def test_processes_end_when_their_parent_is_killed():
-    with server("--workers", "2", stdout=subprocess.DEVNULL) as (process, _):
+    with server("--workers", "2") as (process, _):
         until(lambda: len(family(process.pid)) == 3, "two processes")
         children = family(process.pid)[1:]
         process.kill()
@@ -364,7 +363,7 @@ def test_client_that_sends_too_much_still_reads_the_refusal():
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs Linux's /proc")
 def test_soak_leaves_memory_flat_and_no_file_open():
     body = multipart(FROG.read_bytes())
-    with server("--workers", "1", stdout=subprocess.DEVNULL) as (process, port):
+    with server("--workers", "1") as (process, port):
 
         def many(requests: int) -> None:
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
