@@ -8,7 +8,8 @@ It is the one contract between training and serving. `model.json`:
     labels       class names, in the order of the network's outputs
     input_size   side in pixels of the square RGB image that the network takes, values 0..255
     views        how a photo becomes such squares: a list of {"resize": "stretch", "center_crop" or
-                 "letterbox", "mirror": true or false}. The network's outputs for them are averaged
+                 "letterbox", "mirror": true or false, "size": its side where that differs}. The
+                 network's outputs for them are averaged
     files        {engine: {"name", "bytes", "sha256"}} for litert, litert-float32 and keras; the
                  names are those of FILENAMES
     uncertainty  optional: {"threshold", …}: where the best class's probability is below it, the
@@ -20,6 +21,7 @@ It is the one contract between training and serving. `model.json`:
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -41,17 +43,24 @@ FILENAMES: dict[Engine, str] = {
 
 
 NonEmpty = Annotated[str, Meta(min_length=1)]
+Size = Annotated[int, Meta(ge=8, le=1024)]
 
 
 class BundleError(Exception):
     """The bundle cannot be served; the message names the file and what is wrong with it."""
 
 
-class View(NamedTuple):
-    """One way in which the network is shown a photo."""
+class View(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One way in which the network is shown a photo; an entry of `views`."""
 
     resize: Resize
     mirror: bool = False
+    size: Size | None = None  # pixels each way, the bundle's input_size by default
+
+
+def sizes_of(views: Sequence[View], image_size: int) -> list[int]:
+    """The side in pixels of each view, `image_size` where it has none of its own."""
+    return [view.size or image_size for view in views]
 
 
 class OodScore(NamedTuple):
@@ -66,13 +75,6 @@ class NetworkFile(msgspec.Struct):
 
     name: str
     sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
-
-
-class ViewEntry(msgspec.Struct):
-    """An entry of `views`."""
-
-    resize: Resize
-    mirror: bool = False
 
 
 class Uncertainty(msgspec.Struct):
@@ -91,8 +93,8 @@ class Manifest(msgspec.Struct):
     name: NonEmpty
     version: NonEmpty
     labels: Annotated[list[NonEmpty], Meta(min_length=2)]
-    input_size: Annotated[int, Meta(ge=8, le=1024)]
-    views: Annotated[list[ViewEntry], Meta(min_length=1, max_length=16)]
+    input_size: Size
+    views: Annotated[list[View], Meta(min_length=1, max_length=16)]
     files: Annotated[dict[Engine, NetworkFile], Meta(min_length=1)]
     uncertainty: Uncertainty | None = None
     ood: Ood | None = None
@@ -152,7 +154,7 @@ def load_bundle(path: str | Path) -> Bundle:
         version=read.version,
         labels=tuple(read.labels),
         input_size=read.input_size,
-        views=tuple(View(each.resize, each.mirror) for each in read.views),
+        views=tuple(read.views),
         threshold=read.uncertainty.threshold if read.uncertainty else 0.0,
         ood=OodScore(read.ood.score, read.ood.threshold) if read.ood else None,
         files=read.files,
@@ -174,7 +176,7 @@ def upgrade(manifest: Any) -> Any:
     resize = upgraded.pop("resize", None)
     if resize not in list(SCHEMA_1):
         raise ValueError(f"`resize` is {resize!r}, not one of {tuple(SCHEMA_1)}")
-    upgraded["views"] = [View(SCHEMA_1[resize])._asdict()]
+    upgraded["views"] = [{"resize": SCHEMA_1[resize]}]
     uncertainty = upgraded.get("uncertainty")
     if isinstance(uncertainty, dict) and uncertainty.get("score", "probability") != "probability":
         upgraded["ood"] = upgraded.pop("uncertainty")

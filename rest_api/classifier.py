@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from rest_api.bundle import MANIFEST, Bundle, BundleError, Engine, load_bundle
 from rest_api.engine import Predict, judge, load_engine, mean_over_views
 from rest_api.sandbox import Budget, load_views
@@ -44,7 +46,7 @@ class LoadedModel:
             data, bundle.input_size, bundle.views, self.max_pixels, budget or Budget()
         )
         decoded = time.perf_counter()
-        outputs = mean_over_views(self.predict(views), len(views))
+        outputs = mean_over_views([self.predict(view[np.newaxis]) for view in views])
         ended = time.perf_counter()
         (probabilities,), (score,) = outputs
         (none_of_these,), (uncertain,) = judge(outputs, bundle)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rest_api.bundle import FILENAMES, MANIFEST, Bundle, BundleError, Engine
+from rest_api.bundle import FILENAMES, MANIFEST, Bundle, BundleError, Engine, sizes_of
 
 
 class Outputs(NamedTuple):
@@ -40,13 +40,13 @@ def load_engine(bundle: Bundle, engine: Engine = "litert", threads: int = 1) -> 
     file (needs TensorFlow). Up to `threads` calls run at the same time. Raises BundleError.
     """
     content = bundle.file(engine)
-    side = bundle.input_size
-    views = len(bundle.views)
     try:
         with silent_stderr():
             load = _keras if engine == "keras" else _litert
             predict = load(content, bundle, threads)
-            probabilities, _ = predict(np.zeros((views, side, side, 3), np.uint8))
+            for side in {*sizes_of(bundle.views, bundle.input_size)}:
+                for _ in range(threads):  # each its own interpreter
+                    probabilities, _ = predict(np.zeros((1, side, side, 3), np.uint8))
     except BundleError:
         raise
     except ImportError as error:
@@ -59,7 +59,7 @@ def load_engine(bundle: Bundle, engine: Engine = "litert", threads: int = 1) -> 
         raise BundleError(
             f"{bundle.path}: the engine {engine!r} cannot run the network: {reason}"
         ) from error
-    if probabilities.shape != (views, len(bundle.labels)):
+    if probabilities.shape != (1, len(bundle.labels)):
         raise BundleError(
             f"{bundle.path}: the network returns {probabilities.shape[-1]} classes, "
             f"model.json names {len(bundle.labels)}."
@@ -84,13 +84,9 @@ def name_outputs(outputs: Sequence[np.ndarray], bundle: Bundle) -> Outputs:
     return Outputs(probabilities, scores[0])
 
 
-def mean_over_views(outputs: Outputs, views: int) -> Outputs:
-    """The outputs for N images from those for N * `views`, the views of each image in turn."""
-    probabilities, scores = outputs
-    return Outputs(
-        probabilities.reshape(-1, views, probabilities.shape[1]).mean(1),
-        scores.reshape(-1, views).mean(1),
-    )
+def mean_over_views(outputs: Sequence[Outputs]) -> Outputs:
+    """The outputs for N images from those for each of their views."""
+    return Outputs(*(np.mean(each, axis=0) for each in zip(*outputs, strict=True)))
 
 
 def judge(outputs: Outputs, bundle: Bundle) -> Verdicts:
@@ -108,15 +104,19 @@ def _litert(content: bytes, bundle: Bundle, threads: int) -> Predict:
         interpreter.allocate_tensors()
         return interpreter
 
-    interpreters = [make_interpreter() for _ in range(threads)]
-    idle: queue.SimpleQueue[Any] = queue.SimpleQueue()  # an interpreter is not thread-safe: lend it
-    for interpreter in interpreters:
-        idle.put(interpreter)
-    (input_index,) = (tensor["index"] for tensor in interpreters[0].get_input_details())
-    output_indices = [tensor["index"] for tensor in interpreters[0].get_output_details()]
+    # An interpreter is not thread-safe: lend it. One for each side: a change of it takes 0.1 ms.
+    sides = {*sizes_of(bundle.views, bundle.input_size)}
+    idle: queue.SimpleQueue[dict[int, Any]] = queue.SimpleQueue()
+    for _ in range(threads):
+        by_side = {side: make_interpreter() for side in sides}
+        idle.put(by_side)
+    any_side = next(iter(by_side.values()))
+    (input_index,) = (tensor["index"] for tensor in any_side.get_input_details())
+    output_indices = [tensor["index"] for tensor in any_side.get_output_details()]
 
     def predict(images: np.ndarray) -> Outputs:
-        interpreter = idle.get()
+        by_side = idle.get()
+        interpreter = by_side.get(images.shape[1]) or next(iter(by_side.values()))
         try:
             if interpreter.tensor(input_index)().shape != images.shape:
                 interpreter.resize_tensor_input(input_index, images.shape)
@@ -126,7 +126,7 @@ def _litert(content: bytes, bundle: Bundle, threads: int) -> Predict:
             outputs = [interpreter.get_tensor(index) for index in output_indices]
             return name_outputs(outputs, bundle)
         finally:
-            idle.put(interpreter)
+            idle.put(by_side)
 
     return predict
 
@@ -156,12 +156,11 @@ def _keras(content: bytes, bundle: Bundle, _threads: int) -> Predict:
         path = Path(folder, FILENAMES["keras"])
         path.write_bytes(content)
         network = keras.saving.load_model(path, compile=False, safe_mode=True)
-    side = bundle.input_size
 
     # A fixed signature: traced once, whatever the number of images. model.predict would add
     # tens of milliseconds to each call.
     @tf.function(  # type: ignore[untyped-decorator]
-        input_signature=[tf.TensorSpec((None, side, side, 3), tf.float32)]
+        input_signature=[tf.TensorSpec((None, None, None, 3), tf.float32)]
     )
     def outputs(images: Any) -> Any:
         return keras.tree.flatten(network(images, training=False))

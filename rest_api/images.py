@@ -12,7 +12,7 @@ from functools import cache
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from rest_api.bundle import Resize, View
+from rest_api.bundle import Resize, View, sizes_of
 from rest_api.errors import RequestError
 from rest_api.settings import Settings
 
@@ -142,16 +142,20 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def to_views(image: Image.Image, image_size: int, views: Sequence[View]) -> np.ndarray:
-    """Every view of an RGB image of any shape, (V, image_size, image_size, 3) uint8."""
+def to_views(image: Image.Image, image_size: int, views: Sequence[View]) -> list[np.ndarray]:
+    """Every view of an RGB image of any shape, each (side, side, 3) uint8.
+
+    The side is `image_size` where the view has no size of its own.
+    """
 
     @cache
-    def square(resize: Resize) -> np.ndarray:
-        return to_square(image, image_size, resize)
+    def square(resize: Resize, size: int) -> np.ndarray:
+        return to_square(image, size, resize)
 
     same = image.width == image.height  # whatever the policy
-    pixels = [square("stretch" if same else view.resize) for view in views]
-    return np.stack([p[:, ::-1] if v.mirror else p for p, v in zip(pixels, views, strict=True)])
+    sizes = sizes_of(views, image_size)
+    pixels = [square("stretch" if same else v.resize, s) for v, s in zip(views, sizes, strict=True)]
+    return [p[:, ::-1] if v.mirror else p for p, v in zip(pixels, views, strict=True)]
 
 
 def to_square(image: Image.Image, image_size: int, resize: Resize) -> np.ndarray:

@@ -10,6 +10,7 @@ The process is this module: `python -P -m rest_api.sandbox`. Both ways give the 
 
 import contextlib
 import json
+import math
 import os
 import signal
 import struct
@@ -23,10 +24,11 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import IO, Any, cast
 
+import msgspec
 import numpy as np
 from PIL import AvifImagePlugin
 
-from rest_api.bundle import View
+from rest_api.bundle import View, sizes_of
 from rest_api.errors import RequestError
 from rest_api.images import MAX_SIDE, SPARE, START_OF_SCAN, decode, to_views, too_complex
 
@@ -54,18 +56,18 @@ class Budget:
 
 def load_views(
     data: bytes, image_size: int, views: Sequence[View], max_pixels: int, budget: Budget
-) -> np.ndarray:
-    """The views of an image file, (V, image_size, image_size, 3) uint8.
+) -> list[np.ndarray]:
+    """The views of an image file, as to_views makes them.
 
     Takes its time off the budget. Raises RequestError.
     """
     if budget.seconds <= 0:
         raise too_complex(f"The images before this one took over {MAX_SECONDS:g} seconds.")
-    if not is_cheap(data, image_size, max_pixels):
+    if not is_cheap(data, largest := max(sizes_of(views, image_size)), max_pixels):
         return views_from_sandbox(data, image_size, views, max_pixels, budget)
     began = time.thread_time()
     try:
-        return to_views(decode(data, image_size, max_pixels), image_size, views)
+        return to_views(decode(data, largest, max_pixels), image_size, views)
     finally:
         budget.seconds -= time.thread_time() - began
 
@@ -129,12 +131,12 @@ def size_of_plain_png(data: bytes) -> tuple[int, int]:
 
 def views_from_sandbox(
     data: bytes, image_size: int, views: Sequence[View], max_pixels: int, budget: Budget
-) -> np.ndarray:
+) -> list[np.ndarray]:
     """The same as load_views, by another process."""
     order = {
         "bytes": len(data),
         "image_size": image_size,
-        "views": views,
+        "views": msgspec.to_builtins(views),
         "max_pixels": max_pixels,
         "seconds": budget.seconds,
     }
@@ -154,7 +156,10 @@ def views_from_sandbox(
     budget.seconds -= answer["seconds"]
     if "refused" in answer:
         raise RequestError(*answer["refused"])
-    return np.frombuffer(content, np.uint8).reshape(len(views), image_size, image_size, 3)
+    squares = [(size, size, 3) for size in sizes_of(views, image_size)]
+    ends = np.cumsum([math.prod(square) for square in squares])[:-1]
+    parts = np.split(np.frombuffer(content, np.uint8), ends)
+    return [part.reshape(square) for part, square in zip(parts, squares, strict=True)]
 
 
 def waiting_process() -> "subprocess.Popen[bytes] | None":
@@ -239,9 +244,9 @@ def obey(order: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:
     limit_time(order["seconds"])
     answer, content = {}, b""
     try:
-        image = decode(data, order["image_size"], order["max_pixels"])
-        views = [View(*view) for view in order["views"]]
-        content = to_views(image, order["image_size"], views).tobytes()
+        views, image_size = msgspec.convert(order["views"], list[View]), order["image_size"]
+        image = decode(data, max(sizes_of(views, image_size)), order["max_pixels"])
+        content = b"".join(view.tobytes() for view in to_views(image, image_size, views))
     except RequestError as error:
         answer["refused"] = error.status, error.code, str(error)
     limit_time(0)

@@ -105,8 +105,8 @@ def test_schema_1_with_a_score_of_the_network_is_read_as_its_ood_score(bundle):
 
 
 def test_views_are_read_in_their_order(bundle):
-    edit(bundle, views=[{"resize": "letterbox"}, {"resize": "center_crop", "mirror": True}])
-    assert load_bundle(bundle).views == (View("letterbox"), View("center_crop", mirror=True))
+    edit(bundle, views=[{"resize": "letterbox"}, {"resize": "stretch", "mirror": True, "size": 40}])
+    assert load_bundle(bundle).views == (View("letterbox"), View("stretch", mirror=True, size=40))
 
 
 def test_damaged_network_file_is_refused(bundle):

@@ -7,7 +7,7 @@ import pytest
 
 from rest_api.bundle import Bundle, OodScore, View, load_bundle
 from rest_api.classifier import LoadedModel, load_model
-from rest_api.engine import Outputs
+from rest_api.engine import Outputs, Predict
 from rest_api.errors import RequestError
 from rest_api.images import to_views
 from rest_api.settings import DEFAULT_MODEL
@@ -43,17 +43,30 @@ def of_dog(probability: float) -> np.ndarray:
     return np.eye(10)[5] * probability + np.eye(10)[3] * (1 - probability)
 
 
-def test_prediction_is_the_mean_over_views_that_are_shown_in_one_call():
-    shown = []
+def in_turn(*outputs: Outputs, shown: list | None = None) -> Predict:
+    """A network that returns these for one image after another, whatever they are."""
+    left = iter(outputs)
 
     def predict(images: np.ndarray) -> Outputs:
-        shown.append(images)
-        return Outputs(np.stack([of_dog(0.2), of_dog(0.9)]), np.array([-3.0, 4.0]))
+        if shown is not None:
+            shown.append(images)
+        return next(left)
 
+    return predict
+
+
+def output(dog: float, score: float) -> Outputs:
+    return Outputs(of_dog(dog)[np.newaxis], np.array([score]))
+
+
+def test_prediction_is_the_mean_over_views():
+    shown: list[np.ndarray] = []
+    predict = in_turn(output(0.2, -3.0), output(0.9, 4.0), shown=shown)
     photo = picture(0)
     prediction = LoadedModel(bundle_of(), predict).classify(encode(photo), top=2)
-    (views,) = shown
-    np.testing.assert_array_equal(views, to_views(photo, bundle_of().input_size, TWO_VIEWS))
+    views = to_views(photo, bundle_of().input_size, TWO_VIEWS)
+    for pixels, expected in zip(shown, views, strict=True):
+        np.testing.assert_array_equal(pixels[0], expected)
     assert prediction.classes == [("dog", pytest.approx(0.55)), ("cat", pytest.approx(0.45))]
     assert prediction.score == 0.5
 
@@ -71,8 +84,7 @@ def test_prediction_is_the_mean_over_views_that_are_shown_in_one_call():
 def test_verdicts_compare_means_over_views_with_the_two_thresholds(
     ood_threshold, threshold, verdict
 ):
-    def predict(images: np.ndarray) -> Outputs:
-        return Outputs(np.stack([of_dog(0.2), of_dog(0.9)]), np.array([-3.0, 4.0]))
+    predict = in_turn(output(0.2, -3.0), output(0.9, 4.0))
 
     ood = None if ood_threshold is None else OodScore("log odds", ood_threshold)
     prediction = LoadedModel(bundle_of(threshold, ood), predict).classify(encode(picture(0)))

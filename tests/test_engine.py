@@ -2,16 +2,17 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from rest_api.bundle import BundleError, load_bundle
+from rest_api.bundle import BundleError, View, load_bundle
 from rest_api.engine import Outputs, load_engine, mean_over_views
-from rest_api.images import to_views
 from rest_api.settings import DEFAULT_MODEL
 from tests.support import FROG, ROOT, rename
+from training.evaluate import views_of
 
 CLASSIC = DEFAULT_MODEL.with_name("cifar10-classic")  # without an OOD score
 
@@ -44,8 +45,11 @@ def test_keras_and_litert_agree():
     bundle = load_bundle(DEFAULT_MODEL)
     with Image.open(FROG) as frog:
         parts = [frog.crop((i, i, i + 200, i + 150)) for i in range(40)]
-    images = np.concatenate([to_views(part, bundle.input_size, bundle.views) for part in parts])
-    litert, keras = (load_engine(bundle, e)(images).probabilities for e in ("litert", "keras"))
+    shown = views_of(parts, bundle.input_size, bundle.views)
+    litert, keras = (
+        mean_over_views([predict(view) for view in shown]).probabilities
+        for predict in (load_engine(bundle, "litert"), load_engine(bundle, "keras"))
+    )
     assert abs(litert - keras).mean() < 0.01
     assert (litert.argmax(1) == keras.argmax(1)).mean() >= 0.9
 
@@ -72,14 +76,15 @@ def test_score_that_the_network_does_not_return_is_refused(tmp_path):
         load_engine(load_bundle(tmp_path / "bundle"))
 
 
-def test_means_are_over_the_views_of_each_image_in_turn():
-    probabilities = np.array([[0.2, 0.8], [0.4, 0.6], [1, 0], [0.8, 0.2]])
-    mean = mean_over_views(Outputs(probabilities, np.array([1, 3, -4, 4])), 2)
+def test_means_are_over_the_views_of_each_image():
+    straight = Outputs(np.array([[0.2, 0.8], [1, 0]]), np.array([1, -4]))
+    mirrored = Outputs(np.array([[0.4, 0.6], [0.8, 0.2]]), np.array([3, 4]))
+    mean = mean_over_views([straight, mirrored])
     np.testing.assert_allclose(mean.probabilities, [[0.3, 0.7], [0.9, 0.1]])
     np.testing.assert_allclose(mean.scores, [2, 0])
 
 
-def test_one_interpreter_is_made_for_each_thread(monkeypatch):
+def test_one_interpreter_is_made_for_each_thread_and_size_of_view(monkeypatch):
     from ai_edge_litert import interpreter
 
     made = []
@@ -90,8 +95,12 @@ def test_one_interpreter_is_made_for_each_thread(monkeypatch):
             super().__init__(*args, **kwargs)
 
     monkeypatch.setattr(interpreter, "Interpreter", Counted)
-    load_engine(load_bundle(DEFAULT_MODEL), threads=3)
-    assert made == [1, 1, 1]
+    views = View("stretch"), View("center_crop", size=40), View("letterbox", size=40)
+    bundle = replace(load_bundle(CLASSIC.with_name("cifar10-fast94")), views=views)
+    predict = load_engine(bundle, threads=3)
+    for side in (32, 40):
+        assert predict(np.zeros((1, side, side, 3), np.uint8)).probabilities.shape == (1, 10)
+    assert made == [1] * 6
 
 
 @pytest.mark.slow

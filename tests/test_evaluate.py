@@ -66,7 +66,8 @@ def test_photos_of_a_folder_a_class_are_read_as_views(tmp_path):
     views = View("letterbox"), View("center_crop", mirror=True)
     shown, class_ids = labelled_views(tmp_path, ["dog", "cat"], 32, views)
     assert class_ids.tolist() == [1, 0, 0]
-    np.testing.assert_array_equal(shown[2:4], to_views(picture(2), 32, views))
+    for view, expected in zip(shown, to_views(picture(2), 32, views), strict=True):
+        np.testing.assert_array_equal(view[1], expected)
     (tmp_path / "dog" / "notes.txt").write_text("not an image")
     with pytest.raises(PhotosError, match=r"notes\.txt: This is not an image"):
         labelled_views(tmp_path, ["dog", "cat"], 32, views)
@@ -104,7 +105,7 @@ def test_shipped_bundle_has_the_accuracy_that_it_states(real_cifar):
     bundle = load_bundle(DEFAULT_MODEL)
     predict = load_engine(bundle)
     _, (images, labels) = load_cifar10(real_cifar)
-    shown = views_of(map(Image.fromarray, images), 32, bundle.views)
-    outputs = mean_over_views(in_batches(predict, shown), len(bundle.views))
+    shown = views_of(map(Image.fromarray, images), bundle.input_size, bundle.views)
+    outputs = mean_over_views([in_batches(predict, view) for view in shown])
     measured = (outputs.probabilities.argmax(1) == labels).mean()
     assert measured == pytest.approx(bundle.manifest["accuracy"]["litert"], abs=2e-4)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import keras
+import msgspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -52,7 +53,7 @@ def network(data):
 @pytest.fixture(scope="module")
 def bundle(network, data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("export") / "bundle"
-    export.export(deployable(network, 0.5), folder, DESCRIPTION, *data)
+    export.export(deployable(network, 0.5), folder, DESCRIPTION, [data[0]], data[1])
     return load_bundle(folder)
 
 
@@ -79,7 +80,7 @@ def with_others(data, tmp_path_factory):
         network(data[0], training=True)
     folder = tmp_path_factory.mktemp("export") / "others"
     description = DESCRIPTION | {
-        "views": [view._asdict() for view in TWO_VIEWS],
+        "views": msgspec.to_builtins(TWO_VIEWS),
         "ood": {"score": "log odds", "threshold": 0.0},
     }
     images, labels = data
@@ -108,7 +109,7 @@ def test_accuracy_is_that_of_the_photos_when_they_are_served(with_others, data):
     right = np.mean([LABELS.index(each.classes[0][0]) for each in predictions] == labels)
     assert bundle.manifest["accuracy"]["litert"] == pytest.approx(right)
     shown = views_of(map(Image.fromarray, images), 32, TWO_VIEWS)
-    outputs = mean_over_views(model.predict(shown), 2)
+    outputs = mean_over_views([model.predict(view) for view in shown])
     np.testing.assert_allclose([p.score for p in predictions], outputs.scores, atol=1e-3)
 
 
@@ -137,6 +138,10 @@ def test_temperature_and_both_thresholds_are_those_of_the_mean_over_views():
     [
         ("stretch", View("stretch")),
         ("center_crop:mirrored", View("center_crop", mirror=True)),
+        ("center_crop:40:mirrored", View("center_crop", mirror=True, size=40)),
+        ("stretch:36", View("stretch", size=36)),
+        ("stretch:5000", None),
+        ("stretch:36:36", None),
         ("zoom", None),
         ("stretch:", None),
         ("stretch:flipped", None),
@@ -173,8 +178,9 @@ def test_litert_files_use_builtin_operations_alone(bundle):
 
 def test_formats_that_disagree_write_nothing(network, data, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "MAX_DIFFERENCE", -1)
+    served = deployable(network, 1.0)
     with pytest.raises(export.ExportError, match="Float32 LiteRT differs from Keras"):
-        export.export(deployable(network, 1.0), tmp_path / "bundle", DESCRIPTION, *data)
+        export.export(served, tmp_path / "bundle", DESCRIPTION, [data[0]], data[1])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -192,8 +198,9 @@ def test_formats_may_differ_by_rounding_alone(probability, score, what):
 
 def test_loss_of_accuracy_by_eight_bits_writes_nothing(network, data, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "MAX_LOSS", -1)
+    served = deployable(network, 1.0)
     with pytest.raises(export.ExportError, match="8-bit LiteRT has an accuracy of"):
-        export.export(deployable(network, 1.0), tmp_path / "bundle", DESCRIPTION, *data)
+        export.export(served, tmp_path / "bundle", DESCRIPTION, [data[0]], data[1])
     assert list(tmp_path.iterdir()) == []
 
 

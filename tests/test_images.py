@@ -173,11 +173,18 @@ def test_views_come_in_their_order_and_mirrored_where_asked():
     image = gradient(300, 100)
     views = View("stretch"), View("center_crop", mirror=True), View("letterbox"), View("stretch")
     pixels = to_views(image, 32, views)
-    assert pixels.shape == (4, 32, 32, 3)
+    assert len(pixels) == 4
     np.testing.assert_array_equal(pixels[0], to_square(image, 32, "stretch"))
     np.testing.assert_array_equal(pixels[1][:, ::-1], to_square(image, 32, "center_crop"))
     np.testing.assert_array_equal(pixels[2], to_square(image, 32, "letterbox"))
     np.testing.assert_array_equal(pixels[3], pixels[0])
+
+
+def test_view_with_a_size_of_its_own_has_that_size():
+    image, sized = gradient(300, 100), View("center_crop", size=40)
+    small, large = to_views(image, 32, [View("center_crop"), sized])
+    np.testing.assert_array_equal(small, to_square(image, 32, "center_crop"))
+    np.testing.assert_array_equal(large, to_square(image, 40, "center_crop"))
 
 
 def test_square_image_is_resized_once_for_all_its_views(monkeypatch):

@@ -30,7 +30,7 @@ from rest_api.sandbox import (
 from rest_api.settings import Settings
 from tests.support import FROG, encode, picture, post
 
-VIEWS = View("stretch"), View("center_crop", mirror=True)
+VIEWS = View("stretch"), View("center_crop", mirror=True, size=40)
 PIXELS = Settings.max_pixels
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
@@ -47,7 +47,7 @@ def fresh(monkeypatch):
 
 
 def at_once(data: bytes):
-    return outcome(lambda: to_views(decode(data, 32, PIXELS), 32, VIEWS))
+    return outcome(lambda: to_views(decode(data, 40, PIXELS), 32, VIEWS))
 
 
 def apart(data: bytes, budget: Budget | None = None):
@@ -56,7 +56,7 @@ def apart(data: bytes, budget: Budget | None = None):
 
 def outcome(call) -> object:
     try:
-        return call().tolist()
+        return [view.tolist() for view in call()]
     except RequestError as error:
         return error.status, error.code, str(error)
 

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from rest_api.bundle import FILENAMES, Bundle, BundleError, View, load_bundle
+from rest_api.bundle import FILENAMES, Bundle, BundleError, View, load_bundle, sizes_of
 from rest_api.engine import Outputs, Predict, judge, load_engine, mean_over_views
 from rest_api.images import to_views
 from training import check_installed, import_keras, metrics
@@ -33,7 +33,7 @@ def evaluate(
     All but `accuracy_tta` are those of the bundle's views.
     """
     views = views_of(map(Image.fromarray, images), bundle.input_size, bundle.views)
-    outputs = mean_over_views(in_batches(predict, views), len(bundle.views))
+    outputs = mean_over_views([in_batches(predict, view) for view in views])
     probabilities = outputs.probabilities
     answered = ~judge(outputs, bundle).uncertain
     # The mean of log probabilities ranks the classes as the mean of logits does.
@@ -64,14 +64,17 @@ def in_batches(predict: Predict, images: np.ndarray, size: int = 500) -> Outputs
     return Outputs(*(np.concatenate(each) for each in zip(*outputs, strict=True)))
 
 
-def views_of(images: Iterable[Image.Image], image_size: int, views: Sequence[View]) -> np.ndarray:
-    """The V views of each RGB image in turn, (N * V, image_size, image_size, 3) uint8."""
-    return np.concatenate([to_views(image, image_size, views) for image in images])
+def views_of(
+    images: Iterable[Image.Image], image_size: int, views: Sequence[View]
+) -> list[np.ndarray]:
+    """Each view of N RGB images, (N, side, side, 3) uint8; sides as in `to_views`."""
+    shown = [to_views(image, image_size, views) for image in images]
+    return [np.stack(view) for view in zip(*shown, strict=True)]
 
 
 def labelled_views(
     folder: Path, labels: Sequence[str], image_size: int, views: Sequence[View]
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[list[np.ndarray], np.ndarray]:
     """The views of the photos in a folder that holds a folder a class, and their class ids (N,).
 
     Raises PhotosError.
@@ -79,7 +82,8 @@ def labelled_views(
     from training.photos.inspect import labelled_files, read
 
     files = labelled_files(folder, labels)
-    photos = (read(path, image_size) for path, _ in files)
+    largest = max(sizes_of(views, image_size))
+    photos = (read(path, largest) for path, _ in files)
     return views_of(photos, image_size, views), np.array([class_id for _, class_id in files])
 
 

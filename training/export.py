@@ -13,8 +13,9 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
+import msgspec
 import numpy as np
 
 from rest_api.bundle import (
@@ -47,7 +48,6 @@ COVERAGE = 0.95  # of the calibration images: the fraction that is answered
 # Of those that are not, the fraction that the OOD score rejects. Equal fractions answer more photos
 # of other things, and no larger part of the known ones that are answered is right.
 OOD_SHARE = 0.8
-VIEWS = (View("stretch"), View("center_crop", mirror=True))  # the best pair on real photos
 
 
 class ExportError(Exception):
@@ -60,8 +60,11 @@ def refuse_other_folder(destination: Path) -> None:
         raise ExportError(f"{destination} exists and is no bundle. Give a folder of its own.")
 
 
-def write_formats(network: "keras.Model", folder: Path) -> None:
-    """Write the network in each of the bundle's formats."""
+def write_formats(network: "keras.Model", folder: Path, image_size: int) -> None:
+    """Write the network in each of the bundle's formats.
+
+    LiteRT's take `image_size` pixels each way until they are told another size.
+    """
     import tensorflow as tf
 
     builtins_only = {"supported_ops": [tf.lite.OpsSet.TFLITE_BUILTINS]}
@@ -74,20 +77,28 @@ def write_formats(network: "keras.Model", folder: Path) -> None:
         network.export(
             folder / FILENAMES[engine],
             format="litert",
-            input_signature=[tf.TensorSpec((None, *network.input_shape[1:]), name="image")],
+            input_signature=[tf.TensorSpec((None, image_size, image_size, 3), name="image")],
             verbose=False,
             target_spec=builtins_only,
             optimizations=optimizations[engine],
         )
 
 
-def compare_formats(folder: Path, views: np.ndarray, labels: np.ndarray) -> dict[Engine, float]:
+def compare_formats(
+    folder: Path, views: Sequence[np.ndarray], labels: np.ndarray
+) -> dict[Engine, float]:
     """The accuracy of each format, through the code that serves it. Raises ExportError."""
     bundle = load_bundle(folder)
-    outputs = {engine: in_batches(load_engine(bundle, engine), views) for engine in FILENAMES}
-    check_same(outputs["litert-float32"], outputs["keras"])
-    means = {e: mean_over_views(each, len(bundle.views)) for e, each in outputs.items()}
-    correct = {engine: each.probabilities.argmax(1) == labels for engine, each in means.items()}
+    engines = {engine: load_engine(bundle, engine) for engine in FILENAMES}
+    outputs = {
+        engine: [in_batches(predict, view) for view in views] for engine, predict in engines.items()
+    }
+    for litert, reference in zip(outputs["litert-float32"], outputs["keras"], strict=True):
+        check_same(litert, reference)
+    correct = {
+        engine: mean_over_views(each).probabilities.argmax(1) == labels
+        for engine, each in outputs.items()
+    }
     accuracy = {engine: float(each.mean()) for engine, each in correct.items()}
     loss, allowed = loss_and_allowance(correct["keras"], correct["litert"])
     if not loss <= allowed:
@@ -130,7 +141,7 @@ def export(
     network: "keras.Model",
     destination: Path,
     description: dict[str, Any],
-    views: np.ndarray,
+    views: Sequence[np.ndarray],
     labels: np.ndarray,
     *,
     engines: Sequence[Engine] = tuple(FILENAMES),
@@ -139,13 +150,13 @@ def export(
     """Write a checked bundle to `destination`, replacing one that is there.
 
     `network` is as it is served: from images, values 0..255, to probabilities (and scores).
-    `description` goes into model.json. All formats are compared on `views` (N * V, H, W, 3) uint8,
-    which are the description's views of each image in turn, and `labels` (N,); then those of
-    `engines` are kept. With `saved_model`, a TensorFlow SavedModel lies beside them. If the formats
-    disagree, ExportError is raised and nothing is written.
+    `description` goes into model.json. All formats are compared on `views`, which are those of the
+    description, each (N, side, side, 3) uint8, and `labels` (N,); then those of `engines` are kept.
+    With `saved_model`, a TensorFlow SavedModel lies beside them. If the formats disagree,
+    ExportError is raised and nothing is written.
     """
     with replacing_folder(destination) as folder:
-        write_formats(network, folder)
+        write_formats(network, folder, description["input_size"])
         if saved_model:
             network.export(folder / SAVED_MODEL, verbose=False)
         write_manifest(folder, description)
@@ -220,12 +231,19 @@ def calibrate(
 
 
 def parse_view(text: str) -> View:
-    """A view from the command line, such as stretch or center_crop:mirrored."""
-    resize, colon, mirrored = text.partition(":")
-    if resize not in get_args(Resize) or (colon and mirrored != "mirrored"):
+    """A view from the command line, such as stretch or center_crop:40:mirrored."""
+    resize, *more = text.split(":")
+    mirror = more[-1:] == ["mirrored"]
+    size = more[: len(more) - mirror]
+    try:
+        return msgspec.convert(
+            {"resize": resize, "mirror": mirror} | ({"size": int(*size)} if size else {}), View
+        )
+    except (ValueError, TypeError) as error:
         known = ", ".join(get_args(Resize))
-        raise argparse.ArgumentTypeError(f"{text!r} is not one of {known}, or that with :mirrored")
-    return View(cast(Resize, resize), bool(colon))
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not one of {known}, then perhaps :SIZE, then perhaps :mirrored"
+        ) from error
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -238,10 +256,9 @@ def parse_arguments() -> argparse.Namespace:
         "--views",
         nargs="+",
         type=parse_view,
-        default=list(VIEWS),
         metavar="VIEW",
-        help="of a photo, whose outputs are averaged: stretch, center_crop or letterbox, each also "
-        "with :mirrored (stretch center_crop:mirrored)",
+        help="of a photo, whose outputs are averaged: stretch, center_crop or letterbox, then "
+        "perhaps :SIZE in pixels, then perhaps :mirrored (the recipe's)",
     )
     add("--engines", nargs="+", choices=engines, default=engines, help="whose files to keep (all)")
     add("--data", help="directory of cifar-10-batches-py, default $CIFAR10_DIR")

@@ -37,9 +37,10 @@ def squares(file: Path, bundle: Bundle) -> np.ndarray:
     side, photo = bundle.input_size, read(file, bundle.input_size)
     shaped = [cut_to(photo, aspect) if aspect else photo for aspect in SHAPES.values()]
     scaled = (read(file, side * pixels // SPARE) for pixels in SCALES.values())
+    first = View(bundle.views[0].resize)
     return np.concatenate(
         [to_views(image, side, POLICIES) for image in shaped]
-        + [to_views(image, side, bundle.views[:1]) for image in scaled]
+        + [to_views(image, side, [first]) for image in scaled]
     )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from benchmarks.common import FROG, ROOT, command_line, milliseconds, table
 from benchmarks.serving.load import need_wrk, own_server, phone_photo, serving, wrk
-from rest_api.bundle import load_bundle
+from rest_api.bundle import load_bundle, sizes_of
 from rest_api.engine import load_engine
 from rest_api.images import decode, to_views
 from rest_api.settings import DEFAULT_MODEL
@@ -41,7 +41,7 @@ def by_pixels() -> tuple[list[float], Lines]:
 
     return [width**2 * 0.75 / 1e6 for width in WIDTHS], {
         "decoded in full": [median(p, w) for p, w in zip(photos, WIDTHS, strict=True)],
-        "decoded at a reduced scale": [median(p, side) for p in photos],
+        "decoded at a reduced scale": [median(p, max(sizes_of(views, side))) for p in photos],
     }
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from benchmarks.common import command_line, milliseconds, print_table
 from benchmarks.serving.load import first_response, own_server, pictures, post, started
+from rest_api.bundle import sizes_of
 from rest_api.classifier import load_model
 from rest_api.images import decode, to_views
 from rest_api.settings import DEFAULT_MODEL
@@ -25,16 +26,17 @@ def calls(
     model = load_model(DEFAULT_MODEL)
     small, large = images["256-pixel JPEG"], images["12-megapixel JPEG"]
     side, views = model.bundle.input_size, model.bundle.views
-    blank = np.zeros((len(views), side, side, 3), np.uint8)
+    sizes = sizes_of(views, side)
+    blank = [np.zeros((1, size, size, 3), np.uint8) for size in sizes]
     return {
         "256-pixel JPEG": (lambda: post(connection, small), REQUESTS),
         "12-megapixel JPEG": (lambda: post(connection, large), REQUESTS // 10),
         "decoding and shrinking the latter": (
-            lambda: to_views(decode(large, side), side, views),
+            lambda: to_views(decode(large, max(sizes)), side, views),
             50,
         ),
         "the same in full size": (lambda: to_views(decode(large, 4000), side, views), 50),
-        "the network alone": (lambda: model.predict(blank), REQUESTS),
+        "the network alone": (lambda: [model.predict(view) for view in blank], REQUESTS),
     }
 
 

@@ -10,6 +10,7 @@ from benchmarks.common import milliseconds
 from benchmarks.serving.load import FORM, multipart
 from rest_api.api import sent_images
 from rest_api.app import create_app
+from rest_api.bundle import sizes_of
 from rest_api.classifier import load_model
 from rest_api.gateway import call_wsgi
 from rest_api.images import decode, to_views
@@ -35,13 +36,14 @@ def stages(image: bytes) -> dict[str, float]:
         with app.request_context(request()) as context:
             sent_images(context.request, app.settings)
 
-    decoded = decode(image, side)
+    largest = max(sizes_of(views, side))
+    decoded = decode(image, largest)
     pixels = to_views(decoded, side, views)
     calls = {
         "parse": parse,
-        "decode": lambda: decode(image, side).load(),
+        "decode": lambda: decode(image, largest).load(),
         "resize": lambda: to_views(decoded, side, views),
-        "infer": lambda: model.predict(pixels),
+        "infer": lambda: [model.predict(view[np.newaxis]) for view in pixels],
         "all": lambda: call_wsgi(app.wsgi_app, request()),
     }
     turns = [[milliseconds(call, 1)[0] for call in calls.values()] for _ in range(TURNS)]

@@ -29,8 +29,9 @@ FAST94 = DEFAULT_MODEL.with_name("cifar10-fast94")
 def logits_of(bundle: Bundle, images: np.ndarray) -> np.ndarray:
     """What the softmax of the bundle's network takes, but for a constant: (N, views, classes)."""
     shown = views_of(map(Image.fromarray, images), bundle.input_size, bundle.views)
-    probabilities = in_batches(load_engine(bundle), shown).probabilities
-    return np.log(probabilities + 1e-12).reshape(len(images), len(bundle.views), -1)
+    predict = load_engine(bundle)
+    probabilities = [in_batches(predict, view).probabilities for view in shown]
+    return np.log(np.stack(probabilities, 1) + 1e-12)
 
 
 def figures(fitted_on: Split, measured_on: Split) -> tuple[float, float, float]:

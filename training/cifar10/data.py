@@ -21,6 +21,7 @@ LABELS = (
 TRAIN_FILES = tuple(f"data_batch_{i}" for i in range(1, 6))
 TEST_FILES = ("test_batch",)
 
+SIDE = 32  # pixels each way of an image
 # Per channel, over the 50,000 training images, on the 0..255 scale.
 CIFAR10_MEAN = (125.307, 122.950, 113.865)
 CIFAR10_STD = (62.993, 62.089, 66.705)

@@ -10,16 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import msgspec
 import numpy as np
 from PIL import Image
 
 from rest_api.bundle import FILENAMES, Engine, View
 from training.cifar10 import recipes
-from training.cifar10.data import HELD_OUT, LABELS, Split, load_cifar10, split_validation
+from training.cifar10.data import HELD_OUT, LABELS, SIDE, Split, load_cifar10, split_validation
 from training.cifar10.networks import BatchNorm
 from training.cifar10.train import load_network, predict
 from training.evaluate import labelled_views, views_of
-from training.export import COVERAGE, VIEWS, calibrate, export, refuse_other_folder
+from training.export import COVERAGE, calibrate, export, refuse_other_folder
 from training.ood import log_odds
 
 # Of the photos that thresholds are fitted on, what is answered. With 95 %, of the photos of other
@@ -27,11 +28,10 @@ from training.ood import log_odds
 PHOTO_COVERAGE = 0.93
 
 
-def deployable(network: keras.Model, temperature: float, image_size: int = 32) -> keras.Model:
+def deployable(network: keras.Model, temperature: float) -> keras.Model:
     """The network as it is served: float32, plain Keras layers, probabilities of the ten classes.
 
-    It takes squares of `image_size`. Where the network has outputs beyond the ten, their log odds,
-    the OOD score, follow.
+    Where the network has outputs beyond the ten, their log odds, the OOD score, follow.
     """
 
     def plain(layer: keras.Layer | keras.Operation) -> keras.Layer | keras.Operation:
@@ -44,7 +44,7 @@ def deployable(network: keras.Model, temperature: float, image_size: int = 32) -
     uncompiled = keras.Model(network.input, network.output, name=network.name)
     copy = keras.models.clone_model(uncompiled, clone_function=plain)
     copy.set_weights(network.get_weights())
-    images = keras.Input((image_size, image_size, 3), name="image")
+    images = keras.Input(network.input_shape[1:], name="image")
     logits, classes = copy(images), len(LABELS)
     known = logits[:, :classes] if knows_others(network) else logits
     scaled = keras.layers.Rescaling(1 / temperature, name="temperature")(known)
@@ -66,7 +66,6 @@ def calibration_of(
     data: Split,
     views: Sequence[View],
     photos: Path | None,
-    image_size: int = 32,
 ) -> tuple[float, dict[str, Any]]:
     """The temperature, and what model.json says of it and of the thresholds.
 
@@ -74,25 +73,25 @@ def calibration_of(
     Raises RunError and PhotosError.
     """
     if photos:
-        shown, labels = labelled_views(photos, LABELS, image_size, views)
+        shown, labels = labelled_views(photos, LABELS, SIDE, views)
         fitted_on = f"{len(labels):,} photos, which {run.name} was not trained on"
     elif held_out:
         _, (images, labels) = split_validation(*data, HELD_OUT)
-        shown = views_of(map(Image.fromarray, images), image_size, views)
+        shown = views_of(map(Image.fromarray, images), SIDE, views)
         fitted_on = f"{held_out:,} training images, which {run.name} was not trained on"
     else:
         validation_run = run.with_name(run.name.removesuffix("-final"))
         network = network if validation_run == run else load_network(validation_run)[0]
         _, (images, labels) = split_validation(*data)
-        shown = views_of(map(Image.fromarray, images), image_size, views)
+        shown = views_of(map(Image.fromarray, images), SIDE, views)
         fitted_on = (
             f"{len(labels):,} validation images, which {validation_run.name} was not trained on"
         )
-    logits = predict(network, shown)
-    known = logits[:, : len(LABELS)].reshape(len(labels), len(views), -1)
+    logits = [predict(network, view) for view in shown]
+    known = np.stack([each[:, : len(LABELS)] for each in logits], 1)
     if not knows_others(network):
         return calibrate(known, labels, fitted_on)
-    scores = np.asarray(log_odds(logits, len(LABELS))).reshape(known.shape[:2])
+    scores = np.stack([np.asarray(log_odds(each, len(LABELS))) for each in logits], 1)
     coverage = PHOTO_COVERAGE if photos else COVERAGE
     name = "log odds against other things"
     return calibrate(known, labels, fitted_on, scores, name, coverage)
@@ -103,7 +102,7 @@ def export_run(
     destination: Path,
     *,
     name: str | None = None,
-    views: Sequence[View] = VIEWS,
+    views: Sequence[View] | None = None,
     engines: Sequence[Engine] = tuple(FILENAMES),
     data: str | Path | None = None,
     calibration_photos: Path | None = None,
@@ -116,21 +115,21 @@ def export_run(
     network, result = load_network(run)
     training, (images, labels) = load_cifar10(data)
     held_out = result.get("held_out", 0)
-    image_size = recipes.load(result["recipe"]).served_size
+    views = views or recipes.load(result["recipe"]).views
     temperature, fitted = calibration_of(
-        run, network, held_out, training, views, calibration_photos, image_size
+        run, network, held_out, training, views, calibration_photos
     )
     description = {
         "name": name or destination.name,
         "version": f"{result['date']}-{run.name}",
         "labels": list(LABELS),
-        "input_size": image_size,
-        "views": [view._asdict() for view in views],
+        "input_size": SIDE,
+        "views": msgspec.to_builtins(views),
         "accuracy": {"measured_on": "the CIFAR-10 test set"},
         **fitted,
         "training": {key: value for key, value in result.items() if key != "versions"},
         "versions": result["versions"],
     }
-    served = deployable(network, temperature, image_size)
-    shown = views_of(map(Image.fromarray, images), image_size, views)
+    served = deployable(network, temperature)
+    shown = views_of(map(Image.fromarray, images), SIDE, views)
     export(served, destination, description, shown, labels, engines=engines)

@@ -12,9 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from training.cifar10.data import LABELS, DataError, Split, folder_in, read_batch
+from training.cifar10.data import LABELS, SIDE, DataError, Split, folder_in, read_batch
 
-SIDE = 32  # pixels
 CIFAR100_CLASSES = 100
 # Never trained on: bus and pickup_truck, too near to automobile and truck. Every fifth class is
 # held out to measure how well the network tells things apart that it was not shown.

@@ -14,7 +14,7 @@ from keras import ops
 from PIL import Image, ImageEnhance
 from tqdm import tqdm
 
-from rest_api.bundle import Resize, View
+from rest_api.bundle import Resize, View, sizes_of
 from rest_api.engine import Outputs, Predict, mean_over_views
 from rest_api.images import decode, to_square
 from training.evaluate import views_of
@@ -145,10 +145,11 @@ def write_cache(path: Path, known: dict[str, np.ndarray]) -> None:
         np.savez(part, keys=np.array(list(known)), vectors=np.stack(list(known.values())))
 
 
-def served(photos: Sequence[Photo], image_size: int, views: Sequence[View]) -> np.ndarray:
-    """The V views of each photo in turn as the server makes them, (N * V, size, size, 3) uint8."""
+def served(photos: Sequence[Photo], image_size: int, views: Sequence[View]) -> list[np.ndarray]:
+    """Each view of N photos as the server makes it, (N, side, side, 3) uint8."""
+    largest = max(sizes_of(views, image_size))
     with ThreadPoolExecutor() as threads:
-        images = threads.map(lambda photo: decode(photo.path.read_bytes(), image_size), photos)
+        images = threads.map(lambda photo: decode(photo.path.read_bytes(), largest), photos)
         return views_of(images, image_size, views)
 
 
@@ -159,5 +160,5 @@ def predict_photos(
     outputs = []
     for start in range(0, len(photos), BATCH):
         shown = served(photos[start : start + BATCH], image_size, views)
-        outputs.append(mean_over_views(predict(shown), len(views)))
+        outputs.append(mean_over_views([predict(view) for view in shown]))
     return Outputs(*(np.concatenate(each) for each in zip(*outputs, strict=True)))

@@ -10,7 +10,7 @@ import jinja2
 import numpy as np
 from matplotlib.figure import Figure
 
-from rest_api.bundle import Bundle
+from rest_api.bundle import Bundle, sizes_of
 from rest_api.engine import Outputs, Predict, judge, load_engine
 from training import metrics, plots
 from training.files import replacing
@@ -47,7 +47,7 @@ def examine(
         "accuracy_interval": metrics.interval(int(correct.sum()), len(correct)),
         "calibration_error": metrics.expected_calibration_error(probabilities, class_ids),
         "true_positive_rate": {part: positive_rate(each) for part, each in outputs.items()},
-        "milliseconds": milliseconds(predict, len(bundle.views), bundle.input_size),
+        "milliseconds": milliseconds(predict, bundle),
         "megabytes": bundle.manifest["files"]["litert"]["bytes"] / 1e6,
         "classes": [
             of_class(label, correct[class_ids == i]) for i, label in enumerate(bundle.labels)
@@ -63,10 +63,11 @@ def examine(
     return figures, draw(outputs["test"], class_ids, test, bundle.labels)
 
 
-def milliseconds(predict: Predict, views: int, image_size: int) -> float:
+def milliseconds(predict: Predict, bundle: Bundle) -> float:
     """The mean time of a prediction for one photo."""
-    photo = np.zeros((views, image_size, image_size, 3), np.uint8)
-    return 1000 * timeit(lambda: predict(photo), number=TIMED) / TIMED
+    sides = sizes_of(bundle.views, bundle.input_size)
+    views = [np.zeros((1, side, side, 3), np.uint8) for side in sides]
+    return 1000 * timeit(lambda: [predict(view) for view in views], number=TIMED) / TIMED
 
 
 def of_class(label: str, correct: np.ndarray) -> dict[str, Any]:

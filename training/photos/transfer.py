@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import msgspec
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -218,7 +219,7 @@ def describe(task: Task, selection: Selection, backbone: str, width: float) -> d
         "version": f"{datetime.date.today().isoformat()}-{backbone}",
         "labels": dataset.labels,
         "input_size": task.image_size,
-        "views": [view._asdict() for view in task.views],
+        "views": msgspec.to_builtins(task.views),
         "accuracy": {"measured_on": "test photos, kept back from training"},
         **selection.calibration,
         "training": {

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import TYPE_CHECKING
 
+from rest_api.bundle import View
+
 if TYPE_CHECKING:
     import keras
     import numpy as np
@@ -33,7 +35,7 @@ class Recipe:
     resolution: Mapping[int, int] = field(default_factory=lambda: {0: 32})  # {from epoch: pixels}
     # {layer: epoch from which the optimizer leaves it alone}: no gradient is computed for it then.
     frozen: Mapping[str, int] = field(default_factory=dict)
-    served_size: int = 32  # pixels each way of the squares that the exported network takes
+    views: tuple[View, ...] = (View("stretch"), View("center_crop", mirror=True))  # as served
     outliers: float = 0.0  # images of none of the ten classes (outliers.py) for each of the ten
     augmented_share: float = 1.0  # of the images measured, the least sure, with all views
     # A dtype policy of Keras's, or "auto": the one that this machine trains fastest in. Mixed ones
