@@ -110,22 +110,23 @@ def predict() -> Response:
     request: Request = flask.request._get_current_object()  # type: ignore[attr-defined]
     model = requested_model(request, app.models)
     top = requested_top(request, len(model.bundle.labels))
+    explained = requested_explanation(request, model)
     images = sent_images(request, app.settings)
     about = schema.Model(model.bundle.name, model.bundle.version)
     if len(images) > 1:
         budget = Budget()
-        results = [result(name, data, model, top, budget) for name, data in images]
+        results = [result(name, data, model, top, budget, explained) for name, data in images]
         return answer(schema.Answer(success=True, results=results, model=about))
-    prediction = classify(images[0][1], model, top)
+    prediction = classify(images[0][1], model, top, explained=explained)
     return answer(schema.Answer(success=True, model=about, **described(prediction)))
 
 
 def result(
-    filename: str, data: bytes, model: LoadedModel, top: int, budget: Budget
+    filename: str, data: bytes, model: LoadedModel, top: int, budget: Budget, explained: bool
 ) -> schema.Result:
     """Classify one image of several."""
     try:
-        prediction = classify(data, model, top, budget)
+        prediction = classify(data, model, top, budget, explained)
         return schema.Result(filename, success=True, **described(prediction))
     except RequestError as error:
         telemetry.rejected(error.code)
@@ -134,22 +135,30 @@ def result(
 
 
 def classify(
-    data: bytes, model: LoadedModel, top: int | None = None, budget: Budget | None = None
+    data: bytes,
+    model: LoadedModel,
+    top: int | None = None,
+    budget: Budget | None = None,
+    explained: bool = False,
 ) -> Prediction:
     """Classify an image file, and count it. Raises RequestError."""
-    prediction = model.classify(data, top, budget)
+    prediction = model.classify(data, top, budget, explained)
     telemetry.classified(model.bundle, prediction)
     return prediction
 
 
 def described(prediction: Prediction) -> dict[str, Any]:
-    """What an answer says about an image: the best classes and the verdicts."""
+    """What an answer says about an image: the best classes, the verdicts, the explanation."""
     best = [schema.Prediction(label, round(share, 6)) for label, share in prediction.classes]
-    return {
+    said: dict[str, Any] = {
         "predictions": best,
         "uncertain": prediction.uncertain,
         "none_of_these": prediction.none_of_these,
     }
+    if prediction.explanation is not None:
+        grid = [[round(part, 3) for part in row] for row in prediction.explanation.tolist()]
+        said["explanation"] = schema.Explanation(best[0].label, grid)
+    return said
 
 
 def sent_images(request: Request, settings: Settings) -> list[tuple[str, bytes]]:
@@ -242,6 +251,17 @@ def requested_top(request: Request, classes: int) -> int:
     return min(int(value), classes)
 
 
+def requested_explanation(request: Request, model: LoadedModel) -> bool:
+    """Whether the query asks where the best class was seen. Raises RequestError."""
+    value = request.args.get("explain", "false")
+    if value not in ("true", "false"):
+        raise RequestError(400, "invalid_explain", f"explain must be true or false, not {value!r}.")
+    if value == "true" and not model.bundle.explains:
+        message = f"The network of {model.bundle.name!r} cannot explain its predictions."
+        raise RequestError(400, "cannot_explain", message)
+    return value == "true"
+
+
 @api.get("/models")
 @spec.validate(
     resp=Responses(HTTP_200=schema.Models, HTTP_401=schema.Failure), operation_id="models"
@@ -257,6 +277,7 @@ def models() -> Response:
             input_size=model.bundle.input_size,
             threshold=model.bundle.threshold,
             ood=schema.OodScore(*model.bundle.ood) if model.bundle.ood else None,
+            explains=model.bundle.explains,
             accuracy=model.bundle.manifest.get("accuracy", {}),
         )
         for position, (name, model) in enumerate(this_app().models.items())

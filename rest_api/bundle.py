@@ -17,6 +17,7 @@ It is the one contract between training and serving. `model.json`:
     ood          optional: {"score", "threshold", …}: where the out-of-distribution (OOD) score,
                  which the network returns beside the probabilities, is below it, the image is of
                  none of the classes. "score" says how it is made
+    explains     optional: whether the network also returns class activation maps
     accuracy, calibration, training, versions    what was measured, how, and with what
 """
 
@@ -98,6 +99,7 @@ class Manifest(msgspec.Struct):
     files: Annotated[dict[Engine, NetworkFile], Meta(min_length=1)]
     uncertainty: Uncertainty | None = None
     ood: Ood | None = None
+    explains: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,7 @@ class Bundle:
     views: tuple[View, ...]
     threshold: float  # probability below which a prediction is uncertain; 0 where none was fitted
     ood: OodScore | None  # where the network returns one
+    explains: bool  # whether it returns class activation maps
     files: dict[Engine, NetworkFile]
     manifest: dict[str, Any]
 
@@ -157,6 +160,7 @@ def load_bundle(path: str | Path) -> Bundle:
         views=tuple(read.views),
         threshold=read.uncertainty.threshold if read.uncertainty else 0.0,
         ood=OodScore(read.ood.score, read.ood.threshold) if read.ood else None,
+        explains=read.explains,
         files=read.files,
         manifest=manifest,
     )

@@ -10,6 +10,7 @@ import numpy as np
 
 from rest_api.bundle import MANIFEST, Bundle, BundleError, Engine, load_bundle
 from rest_api.engine import Predict, judge, load_engine, mean_over_views
+from rest_api.explain import explain
 from rest_api.sandbox import Budget, load_views
 from rest_api.settings import Settings
 
@@ -23,6 +24,8 @@ class Prediction(NamedTuple):
     none_of_these: bool
     decode_seconds: float
     inference_seconds: float
+    # (rows, columns), from 0 to 1: how much each part of the photo speaks for the best class
+    explanation: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -34,11 +37,16 @@ class LoadedModel:
     max_pixels: int = Settings.max_pixels
 
     def classify(
-        self, data: bytes, top: int | None = None, budget: Budget | None = None
+        self,
+        data: bytes,
+        top: int | None = None,
+        budget: Budget | None = None,
+        explained: bool = False,
     ) -> Prediction:
         """The `top` most probable classes of an image file, or all. Raises RequestError.
 
-        Images of the same request share a budget, off which their decoding is taken.
+        Images of the same request share a budget, off which their decoding is taken. With
+        `explained`, the prediction of a bundle that `explains` says where its best class was seen.
         """
         bundle = self.bundle
         began = time.perf_counter()
@@ -46,11 +54,13 @@ class LoadedModel:
             data, bundle.input_size, bundle.views, self.max_pixels, budget or Budget()
         )
         decoded = time.perf_counter()
-        outputs = mean_over_views([self.predict(view[np.newaxis]) for view in views])
+        of_views = [self.predict(pixels[np.newaxis]) for pixels in views.pixels]
+        outputs = mean_over_views(of_views)
         ended = time.perf_counter()
-        (probabilities,), (score,) = outputs
+        (probabilities,), (score,) = outputs.probabilities, outputs.scores
         (none_of_these,), (uncertain,) = judge(outputs, bundle)
         best = probabilities.argsort()[::-1][:top]
+        maps = [each.maps[0, ..., best[0]] for each in of_views if each.maps is not None]
         return Prediction(
             classes=[(bundle.labels[i], float(probabilities[i])) for i in best],
             score=float(score),
@@ -58,6 +68,7 @@ class LoadedModel:
             none_of_these=bool(none_of_these),
             decode_seconds=decoded - began,
             inference_seconds=ended - decoded,
+            explanation=explain(maps, bundle.views, views.size) if explained else None,
         )
 
 

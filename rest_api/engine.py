@@ -21,6 +21,8 @@ class Outputs(NamedTuple):
     # (N,) float32, the larger, the more like the classes: the network's OOD score, or where it
     # returns none, the best class's probability
     scores: np.ndarray
+    # (N, h, w, classes) float32, class activation maps, where the network returns them
+    maps: np.ndarray | None = None
 
 
 Predict = Callable[[np.ndarray], Outputs]  # of (N, side, side, 3) uint8
@@ -46,7 +48,7 @@ def load_engine(bundle: Bundle, engine: Engine = "litert", threads: int = 1) -> 
             predict = load(content, bundle, threads)
             for side in {*sizes_of(bundle.views, bundle.input_size)}:
                 for _ in range(threads):  # each its own interpreter
-                    probabilities, _ = predict(np.zeros((1, side, side, 3), np.uint8))
+                    probabilities = predict(np.zeros((1, side, side, 3), np.uint8)).probabilities
     except BundleError:
         raise
     except ImportError as error:
@@ -68,25 +70,32 @@ def load_engine(bundle: Bundle, engine: Engine = "litert", threads: int = 1) -> 
 
 
 def name_outputs(outputs: Sequence[np.ndarray], bundle: Bundle) -> Outputs:
-    """Tell probabilities, (N, classes), and OOD scores, (N,), apart by their rank.
+    """Tell probabilities, (N, classes), OOD scores, (N,), and maps apart by their rank.
 
-    Raises BundleError if the score is missing.
+    Raises BundleError if one is missing that model.json names.
     """
-    (probabilities,) = (each for each in outputs if each.ndim == 2)
-    if bundle.ood is None:
-        return Outputs(probabilities, probabilities.max(-1))
-    scores = [each for each in outputs if each.ndim == 1]
-    if not scores:
+    by_rank = {each.ndim: each for each in outputs}
+    if bundle.ood and 1 not in by_rank:
         raise BundleError(
             f"{bundle.path}: {MANIFEST} has a threshold for the score {bundle.ood.name!r}, "
             "which the network does not return."
         )
-    return Outputs(probabilities, scores[0])
+    if bundle.explains and 4 not in by_rank:
+        raise BundleError(
+            f"{bundle.path}: {MANIFEST} names class activation maps, "
+            "which the network does not return."
+        )
+    probabilities = by_rank[2]
+    scores = by_rank[1] if bundle.ood else probabilities.max(-1)
+    return Outputs(probabilities, scores, by_rank[4] if bundle.explains else None)
 
 
 def mean_over_views(outputs: Sequence[Outputs]) -> Outputs:
-    """The outputs for N images from those for each of their views."""
-    return Outputs(*(np.mean(each, axis=0) for each in zip(*outputs, strict=True)))
+    """The outputs for N images, but for the maps, from those for each of their views."""
+    return Outputs(
+        np.mean([each.probabilities for each in outputs], 0),
+        np.mean([each.scores for each in outputs], 0),
+    )
 
 
 def judge(outputs: Outputs, bundle: Bundle) -> Verdicts:

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import IO, Any, cast
+from typing import IO, Any, NamedTuple, cast
 
 import msgspec
 import numpy as np
@@ -47,6 +47,13 @@ CHEAP_CHUNKS, CHEAP_OTHERS = 2000, 20  # of a PNG, and those of them that hold n
 idle: "SimpleQueue[subprocess.Popen[bytes]]" = SimpleQueue()  # processes that wait for work
 
 
+class Views(NamedTuple):
+    """What the network is shown of an image."""
+
+    pixels: list[np.ndarray]  # as to_views makes them
+    size: tuple[int, int]  # width and height of the image, upright, perhaps decoded at a scale
+
+
 @dataclass
 class Budget:
     """The seconds of CPU that the images of a request may still take."""
@@ -56,8 +63,8 @@ class Budget:
 
 def load_views(
     data: bytes, image_size: int, views: Sequence[View], max_pixels: int, budget: Budget
-) -> list[np.ndarray]:
-    """The views of an image file, as to_views makes them.
+) -> Views:
+    """The views of an image file.
 
     Takes its time off the budget. Raises RequestError.
     """
@@ -67,7 +74,8 @@ def load_views(
         return views_from_sandbox(data, image_size, views, max_pixels, budget)
     began = time.thread_time()
     try:
-        return to_views(decode(data, largest, max_pixels), image_size, views)
+        image = decode(data, largest, max_pixels)
+        return Views(to_views(image, image_size, views), image.size)
     finally:
         budget.seconds -= time.thread_time() - began
 
@@ -131,7 +139,7 @@ def size_of_plain_png(data: bytes) -> tuple[int, int]:
 
 def views_from_sandbox(
     data: bytes, image_size: int, views: Sequence[View], max_pixels: int, budget: Budget
-) -> list[np.ndarray]:
+) -> Views:
     """The same as load_views, by another process."""
     order = {
         "bytes": len(data),
@@ -159,7 +167,9 @@ def views_from_sandbox(
     squares = [(size, size, 3) for size in sizes_of(views, image_size)]
     ends = np.cumsum([math.prod(square) for square in squares])[:-1]
     parts = np.split(np.frombuffer(content, np.uint8), ends)
-    return [part.reshape(square) for part, square in zip(parts, squares, strict=True)]
+    pixels = [part.reshape(square) for part, square in zip(parts, squares, strict=True)]
+    width, height = answer["size"]
+    return Views(pixels, (width, height))
 
 
 def waiting_process() -> "subprocess.Popen[bytes] | None":
@@ -242,11 +252,13 @@ def obey(order: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:
     began = time.process_time()
     limit_memory(order["max_pixels"])
     limit_time(order["seconds"])
-    answer, content = {}, b""
+    answer: dict[str, Any] = {}
+    content = b""
     try:
         views, image_size = msgspec.convert(order["views"], list[View]), order["image_size"]
         image = decode(data, max(sizes_of(views, image_size)), order["max_pixels"])
         content = b"".join(view.tobytes() for view in to_views(image, image_size, views))
+        answer["size"] = image.size
     except RequestError as error:
         answer["refused"] = error.status, error.code, str(error)
     limit_time(0)

@@ -62,6 +62,19 @@ class ErrorText(msgspec.Struct):
     error: Annotated[str, Meta(description="what was wrong, and what would be right")]
 
 
+class Explanation(msgspec.Struct):
+    """Where in the image its best class was seen.
+
+    The rows and columns divide the whole image as it is seen upright.
+    """
+
+    label: str
+    grid: Annotated[
+        list[list[Probability]],
+        Meta(description="rows of columns: how much each part speaks for the class, 1 the most"),
+    ]
+
+
 class Result(msgspec.Struct):
     """One image of several: `predictions` and the two verdicts, or `error`."""
 
@@ -71,6 +84,7 @@ class Result(msgspec.Struct):
     uncertain: Uncertain | UnsetType = UNSET
     none_of_these: NoneOfThese | UnsetType = UNSET
     error: Problem | UnsetType = UNSET
+    explanation: Explanation | UnsetType = UNSET
 
 
 class Answer(msgspec.Struct, kw_only=True):
@@ -80,6 +94,7 @@ class Answer(msgspec.Struct, kw_only=True):
     predictions: list[Prediction] | UnsetType = UNSET
     uncertain: Uncertain | UnsetType = UNSET
     none_of_these: NoneOfThese | UnsetType = UNSET
+    explanation: Explanation | UnsetType = UNSET
     results: list[Result] | UnsetType = UNSET
     model: Model
 
@@ -103,6 +118,7 @@ class ServedModel(msgspec.Struct):
         float, Meta(description="answers whose best probability is below it are uncertain")
     ]
     ood: OodScore | None
+    explains: Annotated[bool, Meta(description="whether ?explain=true is answered")]
     accuracy: Annotated[dict[str, Any], Meta(description="as model.json states it")]
 
 
@@ -119,6 +135,10 @@ class Health(msgspec.Struct):
 class PredictQuery(msgspec.Struct):
     top: Annotated[int, Meta(ge=1, description="classes to return (all)")] | UnsetType = UNSET
     model: Annotated[str, Meta(description="one of GET /models (the first)")] | UnsetType = UNSET
+    explain: (
+        Annotated[bool, Meta(description="whether to say where each image's best class was seen")]
+        | UnsetType
+    ) = UNSET
 
 
 class Base64Image(msgspec.Struct):

@@ -28,13 +28,13 @@ def images():
 
 
 def test_rows_are_probabilities(images):
-    probabilities, scores = load_engine(load_bundle(CLASSIC))(images)
+    probabilities, scores, _ = load_engine(load_bundle(CLASSIC))(images)
     assert probabilities.shape == (40, 10)
     assert probabilities.dtype == np.float32
     assert (probabilities >= 0).all()
     np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-5)
     np.testing.assert_array_equal(scores, probabilities.max(1))
-    probabilities, scores = load_engine(load_bundle(DEFAULT_MODEL))(random_images(DEFAULT_MODEL))
+    probabilities, scores, _ = load_engine(load_bundle(DEFAULT_MODEL))(random_images(DEFAULT_MODEL))
     np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-5)
     assert scores.shape == (40,)
     assert scores.min() < -1  # log odds

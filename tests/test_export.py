@@ -296,3 +296,10 @@ def test_run_that_held_images_out_is_calibrated_on_them(data, tmp_path):
     assert temperature > 0
     expected = "10 training images, which run-final was not trained on"
     assert described["calibration"]["fitted_on"] == expected
+
+
+def test_maps_sum_to_the_logit_less_the_mean(network, data):
+    _, maps = deployable(network, 1.0)(data[0][:8])
+    logits = 9 * np.asarray(network(data[0][:8]), np.float32)  # the network's are a ninth
+    expected = logits - logits.mean(1, keepdims=True)
+    np.testing.assert_allclose(np.sum(maps, (1, 2)), expected, rtol=0.05, atol=0.2)

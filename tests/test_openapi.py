@@ -60,7 +60,11 @@ def test_description_names_every_way_to_send_an_image_and_every_refusal(client):
     }
     statuses = {"200", "400", "401", "404", "405", "408", "413", "415", "422", "429", "503"}
     assert set(operation["responses"]) == statuses
-    assert {parameter["name"] for parameter in operation["parameters"]} == {"top", "model"}
+    assert {parameter["name"] for parameter in operation["parameters"]} == {
+        "top",
+        "model",
+        "explain",
+    }
 
 
 def test_every_route_of_the_api_is_described(client):

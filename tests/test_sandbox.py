@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from benchmarks.robustness.bombs import BOMBS, Watch, jpeg_segments, png, png_chunk, tiff_strips
 from benchmarks.robustness.hostile_files import damaged, valid_files
@@ -21,6 +22,7 @@ from rest_api.errors import RequestError
 from rest_api.images import decode, to_views
 from rest_api.sandbox import (
     Budget,
+    Views,
     is_cheap,
     load_views,
     size_of_plain_jpeg,
@@ -46,8 +48,12 @@ def fresh(monkeypatch):
         sandbox.stop(waiting.get())
 
 
+def in_views(image: Image.Image) -> Views:
+    return Views(to_views(image, 32, VIEWS), image.size)
+
+
 def at_once(data: bytes):
-    return outcome(lambda: to_views(decode(data, 40, PIXELS), 32, VIEWS))
+    return outcome(lambda: in_views(decode(data, 40, PIXELS)))
 
 
 def apart(data: bytes, budget: Budget | None = None):
@@ -56,7 +62,8 @@ def apart(data: bytes, budget: Budget | None = None):
 
 def outcome(call) -> object:
     try:
-        return [view.tolist() for view in call()]
+        views = call()
+        return [views.size, *(pixels.tolist() for pixels in views.pixels)]
     except RequestError as error:
         return error.status, error.code, str(error)
 

@@ -58,10 +58,17 @@ def evaluate(
 
 
 def in_batches(predict: Predict, images: np.ndarray, size: int = 500) -> Outputs:
-    """The network's outputs for any number of images (N, H, W, 3)."""
+    """The network's outputs, but for the maps, for any number of images (N, H, W, 3)."""
     starts = tqdm(range(0, len(images), size), leave=False, unit="batch")
-    outputs = [predict(images[i : i + size]) for i in starts]
-    return Outputs(*(np.concatenate(each) for each in zip(*outputs, strict=True)))
+    return joined([predict(images[i : i + size]) for i in starts])
+
+
+def joined(batches: Sequence[Outputs]) -> Outputs:
+    """The outputs of batches as those of one, but for the maps."""
+    return Outputs(
+        np.concatenate([each.probabilities for each in batches]),
+        np.concatenate([each.scores for each in batches]),
+    )
 
 
 def views_of(

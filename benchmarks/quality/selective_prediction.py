@@ -46,10 +46,10 @@ def main() -> None:
         sys.exit(f"error: {error}")
     bundle = model.bundle
     views = views_of(map(Image.fromarray, images), bundle.input_size, bundle.views)
-    probabilities, _ = mean_over_views([in_batches(model.predict, view) for view in views])
+    outputs = mean_over_views([in_batches(model.predict, view) for view in views])
     print_table(
         ["coverage", "threshold", "selective accuracy"],
-        rows(probabilities, labels, bundle.threshold),
+        rows(outputs.probabilities, labels, bundle.threshold),
     )
 
 

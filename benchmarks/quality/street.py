@@ -5,8 +5,9 @@
 Each RUN is a finished run on CIFAR-10, such as runs/street-seed0-final, or on a variant of the
 study. DIR holds a folder a class, named as CIFAR-10's; the DIRs of --others, searched to their
 depths, hold photos of other things (out-of-distribution, OOD). Prints how many photos each view,
-and each pair of views, gets right, then each score's AUROC and FPR95: photos against photos of
-other things, and images that the run did not see against the CIFAR-100 classes that no recipe sees.
+and each pair of views, gets right, the pair that is served also with a size for each; then each
+score's AUROC and FPR95: photos against photos of other things, and images that the run did not see
+against the CIFAR-100 classes that no recipe sees.
 """
 
 import json
@@ -30,9 +31,10 @@ if TYPE_CHECKING:
 
     from training.ood import Score
 
-SIZES = (32, 36, 40)  # pixels that the network sees of a photo, each way
+SIZES = (32, 36, 40, 44, 48)  # pixels that the network sees of a photo, each way
 VIEWS = tuple(View(resize, mirror) for resize, mirror in product(get_args(Resize), (False, True)))
 SERVED = (View("stretch"), View("center_crop", mirror=True))
+SERVED_SIZES = (32, 44)
 KNOWN = len(LABELS)
 
 
@@ -116,18 +118,20 @@ def measure(
     training, test = load_cifar10(data)
     images, _ = split_validation(*training)[1] if result["measured_on"] == "validation" else test
     class_ids = np.array([class_id for _, class_id in files])
-    by_size, served = {}, [VIEWS.index(view) for view in SERVED]
-    for size in SIZES:
-        known = outputs(network, photos_in_views((path for path, _ in files), size))
-        by_size[size] = {
-            " + ".join(map(text, views)): right(known.logits, class_ids, views)
-            for views in [(view,) for view in VIEWS]
-            + [(one, two) for one, two in product(VIEWS[::2], VIEWS[1::2])]
-        }
-        if size == SIZES[0]:
-            pair = Outputs(*(each[:, served] for each in known))
-            probabilities = metrics.softmax(pair.logits[..., :KNOWN]).mean(1)
-            confusion = metrics.confusion_matrix(probabilities, class_ids)
+    paths, served = [path for path, _ in files], [VIEWS.index(view) for view in SERVED]
+    known = {size: outputs(network, photos_in_views(paths, size)) for size in SIZES}
+    sets = [(view,) for view in VIEWS] + list(product(VIEWS[::2], VIEWS[1::2]))
+    by_size = {
+        size: {" + ".join(map(text, views)): right(each.logits, class_ids, views) for views in sets}
+        for size, each in known.items()
+    }
+
+    def of_sizes(*sizes: int) -> np.ndarray:
+        """The probabilities (N, 10) of the views that are served, at these sizes."""
+        logits = [known[s].logits[:, view, :KNOWN] for s, view in zip(sizes, served, strict=True)]
+        return metrics.softmax(np.stack(logits, 1)).mean(1)
+
+    pair = Outputs(*(each[:, served] for each in known[SIZES[0]]))
     shown = outputs(network, photos_in_views(others, SIZES[0])[:, served])
     trained = outputs(network, training[0][:10_000])
     fitted = mahalanobis(trained.features, training[1][:10_000])
@@ -135,7 +139,11 @@ def measure(
     return {
         "photos": len(files),
         "right": by_size,
-        "confusion": confusion.tolist(),
+        "right_by_sizes": {
+            one: {two: metrics.accuracy(of_sizes(one, two), class_ids) for two in SIZES}
+            for one in SIZES
+        },
+        "confusion": metrics.confusion_matrix(of_sizes(*SERVED_SIZES), class_ids).tolist(),
         "others": list(score_rows(pair, shown, fitted)),
         "cifar100": list(score_rows(outputs(network, images), unseen, fitted)),
     }
@@ -175,7 +183,7 @@ def main() -> None:
 
 
 def report(name: str, figures: dict[str, Any]) -> None:
-    """Print a run's two tables."""
+    """Print a run's tables."""
     print(f"\n{name}\n")
     by_size = figures["right"]
     print_table(
@@ -183,6 +191,14 @@ def report(name: str, figures: dict[str, Any]) -> None:
         (
             [views, *(f"{each[views]:.1%}" for each in by_size.values())]
             for views in by_size[SIZES[0]]
+        ),
+    )
+    print()
+    print_table(
+        ["stretch; mirrored center crop", *(f"{size} pixels" for size in SIZES)],
+        (
+            [f"{size} pixels", *(f"{each:.1%}" for each in of.values())]
+            for size, of in figures["right_by_sizes"].items()
         ),
     )
     print()

@@ -5,6 +5,7 @@ the run's own. A run of --final has none, unless it was told to hold some out, s
 stands in for it: the run of the same recipe and seed that kept 5,000 images back.
 """
 
+import datetime
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from rest_api.bundle import FILENAMES, Engine, View
+from training.cam import activation_maps, shares_of_maximum
 from training.cifar10 import recipes
 from training.cifar10.data import HELD_OUT, LABELS, SIDE, Split, load_cifar10, split_validation
 from training.cifar10.networks import BatchNorm
@@ -31,7 +33,8 @@ PHOTO_COVERAGE = 0.93
 def deployable(network: keras.Model, temperature: float) -> keras.Model:
     """The network as it is served: float32, plain Keras layers, probabilities of the ten classes.
 
-    Where the network has outputs beyond the ten, their log odds, the OOD score, follow.
+    Where the network has outputs beyond the ten, their log odds, the OOD score, follow; where it
+    ends in global pooling, the class activation maps.
     """
 
     def plain(layer: keras.Layer | keras.Operation) -> keras.Layer | keras.Operation:
@@ -45,18 +48,29 @@ def deployable(network: keras.Model, temperature: float) -> keras.Model:
     copy = keras.models.clone_model(uncompiled, clone_function=plain)
     copy.set_weights(network.get_weights())
     images = keras.Input(network.input_shape[1:], name="image")
-    logits, classes = copy(images), len(LABELS)
+    classes = len(LABELS)
+    if explains(network):
+        pool, kernel = copy.get_layer("features"), copy.get_layer("head").kernel.numpy()
+        inner = keras.Model(copy.input, [copy.output, shares_of_maximum(pool.input), pool.output])
+        logits, shares, pooled = inner(images)
+        maps = [activation_maps(shares, pooled, kernel[:, :classes])]
+    else:
+        logits, maps = copy(images), []
     known = logits[:, :classes] if knows_others(network) else logits
     scaled = keras.layers.Rescaling(1 / temperature, name="temperature")(known)
     probabilities = keras.layers.Softmax(name="probabilities")(scaled)
-    if not knows_others(network):
-        return keras.Model(images, probabilities)
-    return keras.Model(images, [probabilities, log_odds(logits, classes)])
+    scores = [log_odds(logits, classes)] if knows_others(network) else []
+    return keras.Model(images, [probabilities, *scores, *maps])
 
 
 def knows_others(network: keras.Model) -> bool:
     """Whether the network has outputs for images of none of the ten classes."""
     return bool(network.output_shape[-1] > len(LABELS))
+
+
+def explains(network: keras.Model) -> bool:
+    """Whether class activation maps can be made: of global pooling under a linear head."""
+    return any(layer.name == "features" for layer in network.layers)
 
 
 def calibration_of(
@@ -121,12 +135,13 @@ def export_run(
     )
     description = {
         "name": name or destination.name,
-        "version": f"{result['date']}-{run.name}",
+        "version": f"{datetime.date.today().isoformat()}-{run.name}",
         "labels": list(LABELS),
         "input_size": SIDE,
         "views": msgspec.to_builtins(views),
         "accuracy": {"measured_on": "the CIFAR-10 test set"},
         **fitted,
+        "explains": explains(network),
         "training": {key: value for key, value in result.items() if key != "versions"},
         "versions": result["versions"],
     }

@@ -91,7 +91,7 @@ def fast_vgg(
         x = norm_activate(layers.MaxPooling2D()(x))  # sides 15, 7, 3
         x = layers.Conv2D(width, 3, padding="same", use_bias=False, name=f"conv{block}b")(x)
         x = norm_activate(x)
-    x = layers.GlobalMaxPooling2D()(x)  # (N, 256)
+    x = layers.GlobalMaxPooling2D(name="features")(x)  # (N, 256)
     like_torch = keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform")
     head = layers.Dense(
         classes, use_bias=False, kernel_initializer=like_torch, dtype="float32", name="head"

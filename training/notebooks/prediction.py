@@ -57,7 +57,7 @@ pd.options.display.float_format = "{:.2f}".format
 
 # %%
 photos = split(survey(PHOTOS).photos)["test"]
-images = served(photos, bundle.input_size, bundle.views)
+(images,) = served(photos, bundle.input_size, bundle.views)
 class_ids = np.array([bundle.labels.index(photo.label) for photo in photos])
 print(len(images), "photos of", images.shape[1:])
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from rest_api.bundle import Resize, View, sizes_of
 from rest_api.engine import Outputs, Predict, mean_over_views
 from rest_api.images import decode, to_square
-from training.evaluate import views_of
+from training.evaluate import joined, views_of
 from training.files import replacing
 from training.photos.inspect import Photo
 
@@ -161,4 +161,4 @@ def predict_photos(
     for start in range(0, len(photos), BATCH):
         shown = served(photos[start : start + BATCH], image_size, views)
         outputs.append(mean_over_views([predict(view) for view in shown]))
-    return Outputs(*(np.concatenate(each) for each in zip(*outputs, strict=True)))
+    return joined(outputs)
