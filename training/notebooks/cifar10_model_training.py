@@ -38,11 +38,13 @@
 
 # %%
 import inspect
+import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
 from rest_api.classifier import load_model
 from training import metrics, optimizers, plots
@@ -433,3 +435,48 @@ plots.show(plots.confusion(matrix, LABELS), "confusion_photos")
 # **Conclusion**: horses and birds are the hardest classes. A bird in flight, or far away, is a few
 # pixels, and may as well be a cat, a dog or a plane; horses become deer, frogs birds. Cats and dogs
 # are exchanged, as on the test set. What so few pixels do not show, no training brings back.
+
+# %% [markdown]
+# ## Where it looked
+#
+# The network ends in global pooling and a linear layer, so each logit is a sum over the places of
+# the image, and the terms of the sum are a map: a *class activation map*
+# ([Zhou et al. 2016](https://arxiv.org/abs/1512.04150)). It is one more output of the exported
+# network, and what the server answers to `?explain=true`. Test images, four that are classified
+# right and four that are not, each above what remains of it where the map is bright:
+
+# %%
+served = load_model("rest_api/assets/cifar10")
+test_images, test_labels = load_cifar10()[1]
+
+
+def explained(image):
+    """The best class of an image, its probability, and where it was seen."""
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG")
+    prediction = served.classify(file.getvalue(), top=1, explained=True)
+    return *prediction.classes[0], prediction.explanation
+
+
+def lit(image, grid):
+    """The image, dark where the grid is 0."""
+    light = Image.fromarray(grid.astype(np.float32)).resize((32, 32), Image.Resampling.BICUBIC)
+    return image * np.clip(0.15 + 0.85 * np.asarray(light), 0, 1)[..., None]
+
+
+answers = [(number, *explained(test_images[number])) for number in range(300)]
+right = [each for each in answers if each[1] == LABELS[test_labels[each[0]]]][:4]
+wrong = [each for each in answers if each[1] != LABELS[test_labels[each[0]]]][:4]
+chosen = right + wrong
+titles = [f"{label} {share:.0%}" for _, label, share, _ in chosen]
+truth = [f"is: {LABELS[test_labels[number]]}" for number, *_ in chosen]
+shown = [test_images[number] for number, *_ in chosen]
+shown += [lit(test_images[number], grid) for number, _, _, grid in chosen]
+plots.show(plots.pictures(np.stack(shown), titles + truth), "where_it_looked")
+
+# %% [markdown]
+# **Conclusion**: the map is coarse, three by three places for one view and five by five for the
+# other, but it is no decoration: covering the brightest quarter of 400 photos takes 0.51 off the
+# probability of the class, covering as many random parts 0.24
+# (`python -m benchmarks.quality.explanations DIR`). Of a wrong answer it tells whether the network
+# looked at the object and took it for another, or at something else.
