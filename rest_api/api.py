@@ -20,6 +20,7 @@ from rest_api import __version__, schema, telemetry
 from rest_api.bundle import BundleError
 from rest_api.classifier import LoadedModel, Prediction, load_models
 from rest_api.errors import RequestError
+from rest_api.forms import with_pages
 from rest_api.sandbox import Budget
 from rest_api.schema import PREDICT, spec
 from rest_api.security import GUARDED, with_headers
@@ -57,7 +58,8 @@ class App(Flask):
 
     def wrap(self, wsgi: WSGIApplication) -> WSGIApplication:
         """Around the application, and around what the gateway refuses in its place."""
-        return telemetry.with_telemetry(with_headers(wsgi, self.settings.cors_origins))
+        pages = with_pages(wsgi, lambda: self.jinja_env)
+        return telemetry.with_telemetry(with_headers(pages, self.settings.cors_origins))
 
     def refuse(self, error: RequestError) -> WSGIApplication:
         """An application whose every answer is the error."""
@@ -258,6 +260,7 @@ def models() -> Response:
             threshold=model.bundle.threshold,
             ood=schema.OodScore(*model.bundle.ood) if model.bundle.ood else None,
             accuracy=model.bundle.manifest.get("accuracy", {}),
+            card=model.bundle.card is not None,
         )
         for position, (name, model) in enumerate(this_app().models.items())
     ]
@@ -309,14 +312,20 @@ def describe(app: App) -> None:
     """
     with app.app_context():
         document = copy.deepcopy(spec.spec)  # made once, for all applications
-    content = document["paths"][PREDICT]["post"]["requestBody"]["content"]
+    predict = document["paths"][PREDICT]["post"]
     binary = {"type": "string", "format": "binary"}
     limit = app.settings.max_files
     files = {"type": "array", "items": binary, "minItems": 1, "maxItems": limit}
-    content["multipart/form-data"] = {
-        "schema": {"type": "object", "properties": {"image": files}, "required": ["image"]}
+    form = {"type": "object", "properties": {"image": files}, "required": ["image"]}
+    predict["requestBody"]["content"] = {  # the documentation's page opens on the first
+        "multipart/form-data": {"schema": form},
+        "image/*": {"schema": binary},
+        **predict["requestBody"]["content"],
     }
-    content["image/*"] = {"schema": binary}
+    text = {"schema": {"type": "string"}}
+    predict["responses"]["200"]["content"]["text/html"] = text
+    card = document["paths"]["/models/{name}/card"]["get"]
+    card["responses"]["200"]["content"] = {"text/markdown": text, "text/html": text}
     if app.settings.api_keys:
         document["components"]["securitySchemes"] = KEY_SCHEMES
         for rule in GUARDED:

@@ -28,6 +28,7 @@ import msgspec
 from msgspec import Meta
 
 MANIFEST = "model.json"
+CARD = "CARD.md"  # optional, for people: what the model knows, how good it is, its licence
 SCHEMA = 2
 
 Engine = Literal["litert", "litert-float32", "keras"]
@@ -112,6 +113,12 @@ class Bundle:
     ood: OodScore | None  # where the network returns one
     files: dict[Engine, NetworkFile]
     manifest: dict[str, Any]
+
+    @property
+    def card(self) -> Path | None:
+        """The file of its model card, where it has one."""
+        path = self.path / CARD
+        return path if path.is_file() else None
 
     def file(self, engine: Engine) -> bytes:
         """The bytes of the network for an engine, equal to those that were exported.
