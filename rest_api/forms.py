@@ -52,6 +52,7 @@ def shown(answer: dict[str, Any]) -> dict[str, Any]:
             "name": result.get("filename", ""),
             "headline": headline(result),
             "failed": not result["success"],
+            "none": result.get("none_of_these", False),
             "unsure": result.get("uncertain", False),
             "classes": [
                 (each["label"], each["probability"], percent(each["probability"]))
