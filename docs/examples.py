@@ -45,7 +45,7 @@ def cup() -> Image.Image:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--data", type=Path, help="folder of CIFAR-10 (CIFAR10_DIR)")
     arguments = parser.parse_args()
     FOLDER.mkdir(exist_ok=True)

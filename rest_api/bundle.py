@@ -17,6 +17,8 @@ It is the one contract between training and serving. `model.json`:
                  which the network returns beside the probabilities, is below it, the image is of
                  none of the classes. "score" says how it is made
     accuracy, calibration, training, versions    what was measured, how, and with what
+
+Beside it may lie CARD.md, the model card (Mitchell et al. 2019), which people read.
 """
 
 import hashlib
@@ -28,7 +30,7 @@ import msgspec
 from msgspec import Meta
 
 MANIFEST = "model.json"
-CARD = "CARD.md"  # optional, for people: what the model knows, how good it is, its licence
+CARD = "CARD.md"
 SCHEMA = 2
 
 Engine = Literal["litert", "litert-float32", "keras"]

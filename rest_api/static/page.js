@@ -173,7 +173,7 @@ function draw(card) {
   const { answer, milliseconds } = pictures.get(card);
   card.classList.toggle("failed", answer?.success === false);
   card.classList.toggle("unsure", answer?.uncertain === true);
-  card.classList.toggle("likely", answer?.predictions?.[0].probability < SURE);
+  card.classList.toggle("likely", answer?.uncertain === false && answer.predictions[0].probability < SURE);
   card.classList.toggle("none", answer?.none_of_these === true);
   card.querySelector(".verdict").textContent = answer ? headline(answer) : "…";
   card.querySelector(".guesses").hidden = !answer?.success;
