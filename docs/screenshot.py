@@ -37,7 +37,9 @@ def take(url: str, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--url", default="http://localhost:5000", help="of the server (%(default)s)")
+    parser.add_argument(
+        "--url", default="http://localhost:5000", help="of the server (%(default)s)"
+    )
     try:
         take(parser.parse_args().url, ROOT / "images" / "page.png")
     except Error as error:
