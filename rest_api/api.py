@@ -20,6 +20,7 @@ from rest_api import __version__, schema, telemetry
 from rest_api.bundle import BundleError
 from rest_api.classifier import LoadedModel, Prediction, load_models
 from rest_api.errors import RequestError
+from rest_api.forms import with_pages
 from rest_api.sandbox import Budget
 from rest_api.schema import PREDICT, spec
 from rest_api.security import GUARDED, with_headers
@@ -38,6 +39,7 @@ FAILURES = {
     f"HTTP_{status}": schema.Failure
     for status in (400, 401, 404, 405, 408, 413, 415, 422, 429, 503)
 }
+TAG = "Image classifier"  # of the routes that are not another server's
 KEY_SCHEMES = {  # either serves
     "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
     "bearer": {"type": "http", "scheme": "bearer"},
@@ -57,7 +59,8 @@ class App(Flask):
 
     def wrap(self, wsgi: WSGIApplication) -> WSGIApplication:
         """Around the application, and around what the gateway refuses in its place."""
-        return telemetry.with_telemetry(with_headers(wsgi, self.settings.cors_origins))
+        pages = with_pages(wsgi, lambda: self.jinja_env)
+        return telemetry.with_telemetry(with_headers(pages, self.settings.cors_origins))
 
     def refuse(self, error: RequestError) -> WSGIApplication:
         """An application whose every answer is the error."""
@@ -279,6 +282,7 @@ def models() -> Response:
             ood=schema.OodScore(*model.bundle.ood) if model.bundle.ood else None,
             explains=model.bundle.explains,
             accuracy=model.bundle.manifest.get("accuracy", {}),
+            card=model.bundle.card is not None,
         )
         for position, (name, model) in enumerate(this_app().models.items())
     ]
@@ -330,28 +334,40 @@ def describe(app: App) -> None:
     """
     with app.app_context():
         document = copy.deepcopy(spec.spec)  # made once, for all applications
-    content = document["paths"][PREDICT]["post"]["requestBody"]["content"]
-    binary = {"type": "string", "format": "binary"}
-    limit = app.settings.max_files
-    files = {"type": "array", "items": binary, "minItems": 1, "maxItems": limit}
-    content["multipart/form-data"] = {
-        "schema": {"type": "object", "properties": {"image": files}, "required": ["image"]}
-    }
-    content["image/*"] = {"schema": binary}
+    add_media_types(document, app.settings.max_files)
+    for operation in (each for methods in document["paths"].values() for each in methods.values()):
+        operation["tags"] = operation["tags"] or [TAG]
+    document["tags"].insert(0, {"name": TAG})
     if app.settings.api_keys:
         document["components"]["securitySchemes"] = KEY_SCHEMES
         for rule in GUARDED:
             path = re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule)
             for operation in document["paths"][path].values():
                 operation["security"] = [{name: []} for name in KEY_SCHEMES]
+    app.description = msgspec.json.encode(document)
+    for endpoint, view in app.view_functions.items():
+        app.view_functions[endpoint] = inspect.unwrap(view)
+
+
+def add_media_types(document: dict[str, Any], max_files: int) -> None:
+    """Complete the description by what is sent and answered in other formats than JSON."""
+    binary, text = {"type": "string", "format": "binary"}, {"type": "string"}
+    files = {"type": "array", "items": binary, "minItems": 1, "maxItems": max_files}
+    form = {"type": "object", "properties": {"image": files}, "required": ["image"]}
+    predict = document["paths"][PREDICT]["post"]
+    predict["requestBody"]["content"] = {  # the documentation's page opens on the first
+        "multipart/form-data": {"schema": form},
+        "image/*": {"schema": binary},
+        **predict["requestBody"]["content"],
+    }
+    predict["responses"]["200"]["content"]["text/html"] = {"schema": text}
+    card = document["paths"]["/models/{name}/card"]["get"]["responses"]["200"]
+    card["content"] = {"text/markdown": {"schema": text}, "text/html": {"schema": text}}
     for path in document["paths"]:
         if path.endswith("/infer"):
             operation = document["paths"][path]["post"]
             for message in (operation["requestBody"], operation["responses"]["200"]):
                 message["content"]["application/octet-stream"] = {"schema": binary}
-    app.description = msgspec.json.encode(document)
-    for endpoint, view in app.view_functions.items():
-        app.view_functions[endpoint] = inspect.unwrap(view)
 
 
 def answer(content: Any, status: int = 200) -> Response:

@@ -19,6 +19,8 @@ It is the one contract between training and serving. `model.json`:
                  none of the classes. "score" says how it is made
     explains     optional: whether the network also returns class activation maps
     accuracy, calibration, training, versions    what was measured, how, and with what
+
+Beside it may lie CARD.md, the model card (Mitchell et al. 2019), which people read.
 """
 
 import hashlib
@@ -31,6 +33,7 @@ import msgspec
 from msgspec import Meta
 
 MANIFEST = "model.json"
+CARD = "CARD.md"
 SCHEMA = 2
 
 Engine = Literal["litert", "litert-float32", "keras"]
@@ -117,6 +120,12 @@ class Bundle:
     explains: bool  # whether it returns class activation maps
     files: dict[Engine, NetworkFile]
     manifest: dict[str, Any]
+
+    @property
+    def card(self) -> Path | None:
+        """The file of its model card, where it has one."""
+        path = self.path / CARD
+        return path if path.is_file() else None
 
     def file(self, engine: Engine) -> bytes:
         """The bytes of the network for an engine, equal to those that were exported.

@@ -11,6 +11,7 @@ from spectree.model_adapter import get_msgspec_model_adapter
 from rest_api import __version__
 
 PREDICT = "/predict"
+CARD = "/models/<name>/card"
 V1 = "/v1/models/<name>"  # TensorFlow Serving's, see protocols.py
 V1_VERSION = f"{V1}/versions/<version>"
 V2 = "/v2/models/<name>"  # the Open Inference Protocol's
@@ -120,6 +121,7 @@ class ServedModel(msgspec.Struct):
     ood: OodScore | None
     explains: Annotated[bool, Meta(description="whether ?explain=true is answered")]
     accuracy: Annotated[dict[str, Any], Meta(description="as model.json states it")]
+    card: Annotated[bool, Meta(description="whether GET /models/NAME/card has its model card")]
 
 
 class Models(msgspec.Struct):

@@ -11,12 +11,17 @@ from flask_limiter.util import get_remote_address
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from rest_api.errors import RequestError
-from rest_api.schema import CLASSIFYING, PREDICT, V1, V1_VERSION, V2, V2_VERSION
+from rest_api.schema import CARD, CLASSIFYING, PREDICT, V1, V1_VERSION, V2, V2_VERSION
 from rest_api.settings import Settings, storage_options
 
 SHARED = (PREDICT, "/models")  # the routes that pages of other origins may use
 # Those that need a key where there are keys: what classifies, and what describes a model.
-GUARDED = (*SHARED, *CLASSIFYING, V2, V2_VERSION, f"{V1}/metadata", f"{V1_VERSION}/metadata")
+GUARDED = (
+    *SHARED,
+    *CLASSIFYING,
+    CARD,
+    *(V2, V2_VERSION, f"{V1}/metadata", f"{V1_VERSION}/metadata"),
+)
 HEADERS = [
     # Nothing but our own files, no inline script; thumbnails are blob: URLs.
     (

@@ -66,6 +66,7 @@ def browser() -> Iterator[Browser]:
             args=[
                 "--no-sandbox",
                 "--disable-dev-shm-usage",
+                "--use-fake-device-for-media-stream",  # a camera
                 "--host-resolver-rules=MAP lan.test 127.0.0.1",  # a name that is not localhost
             ],
         )

@@ -103,6 +103,8 @@ def test_server_runs_from_the_wheel_alone(commands, tmp_path):
         assert ask(port)["predictions"][0]["label"] == "frog"
         assert "<html" in read(port, "")
         assert "fetch(" in read(port, "static/page.js")
+        picture = f"http://127.0.0.1:{port}/static/examples/frog.jpg"
+        assert urllib.request.urlopen(picture, timeout=10).status == 200
         assert json.loads(read(port, "openapi.json"))["info"]["version"] == __version__
         counted = 'classifier_requests_total{route="/predict",status="200"} 1.0'
         for _ in range(20):  # whichever process answers

@@ -1,5 +1,7 @@
 """The page at `/` in a real browser, as people use it."""
 
+import csv
+import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -9,13 +11,19 @@ import keras
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Locator, Page, expect
 
+from rest_api.predict import csv_header
 from rest_api.settings import DEFAULT_MODEL
-from tests.support import FROG, rename, server
+from tests.support import FROG, ROOT, rename, server
 from training.export import write_formats, write_manifest
 
 pytestmark = pytest.mark.slow
+expect.set_options(timeout=20_000)  # milliseconds: beside other work, the server is slow
+
+NAMES = ("first", "doubter", "stranger")  # of the models
+PHONE = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
+EXAMPLES = ROOT / "rest_api" / "static" / "examples"
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +32,10 @@ def address(tmp_path_factory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("models")
     shutil.copytree(DEFAULT_MODEL, folder / "doubter")
     rename(folder / "doubter", "doubter", uncertainty={"threshold": 1})
+    (folder / "doubter" / "CARD.md").write_text("# Of doubts\n\n| a | b |\n|---|--:|\n| c | 1 |\n")
     bundle_with_score(folder / "stranger", threshold=1e6)
-    models = ("--model", str(DEFAULT_MODEL), "--model", str(folder))
+    shutil.copytree(DEFAULT_MODEL, folder / "first", ignore=lambda *_: ["CARD.md"])
+    models = [part for name in NAMES for part in ("--model", str(folder / name))]
     with server("--workers", "1", *models) as (_, port):
         yield f"http://127.0.0.1:{port}"
 
@@ -65,29 +75,79 @@ def page(browser, address) -> Iterator[Page]:
     assert not [text for text in errors if not text.startswith("Failed to load resource")]
 
 
-def test_picked_picture_is_classified(page):
-    page.set_input_files("#files", FROG)
-    expect(page.get_by_role("button", name="Classify")).to_be_enabled()
-    page.get_by_role("button", name="Classify").click()
-    expect(page.locator(".verdict")).to_have_text("frog")
-    assert page.locator(".bars li").count() == 5
-    expect(page.locator(".percent").first).to_have_text(re.compile(r"^9\d\.\d %$"))
-    assert page.locator("progress").first.get_attribute("value").startswith("0.9")
-    assert page.locator(".card img").evaluate("image => image.naturalWidth") > 0
+def choose(page: Page, *files: Path) -> None:
+    """Choose pictures, and wait until all have their answers."""
+    page.set_input_files("#files", list(files))
+    expect(page.locator("#status")).to_have_text(re.compile("classified"))
+
+
+def button(page: Page, name: str) -> Locator:
+    return page.get_by_role("button", name=name, exact=True)
+
+
+def test_chosen_picture_is_classified_at_once(page):
+    choose(page, FROG)
+    expect(page.locator(".verdict")).to_have_text("frog, 99.7 %")
+    expect(page.locator(".took")).to_have_text(re.compile(r"^cifar10, \d+(\.\d)? m?s$"))
+    assert page.locator("progress").first.get_attribute("value").startswith("0.99")
+    image = page.locator(".card img").evaluate("i => [i.naturalWidth, i.width, i.height]")
+    assert image[0] == 256
+    assert min(image[1:]) > 150
+    expect(page.locator("#status")).to_have_text("1 picture classified: frog, 99.7 %")
+
+
+def test_classes_of_no_probability_have_no_bars(page):
+    choose(page, FROG)
+    expect(page.locator(".bars li")).to_have_count(1)
+    expect(page.locator(".others")).to_have_text("the other 9: 0.3 %")
+
+
+def test_answer_of_little_probability_is_only_probable(page):
+    body = {
+        "success": True,
+        "predictions": [
+            {"label": "cat", "probability": 0.7},
+            {"label": "dog", "probability": 0.2},
+            {"label": "frog", "probability": 0.0001},
+        ],
+        "uncertain": False,
+        "none_of_these": False,
+        "model": {"name": "cifar10", "version": "1"},
+    }
+    page.route("**/predict*", lambda route: route.fulfill(json=body))
+    choose(page, FROG)
+    expect(page.locator(".verdict")).to_have_text("Probably cat, 70.0 %")
+    assert page.locator(".verdict").evaluate("e => getComputedStyle(e).fontWeight") == "400"
+    expect(page.locator(".bars li")).to_have_count(2)
 
 
 def test_many_files_are_answered_each_and_errors_in_the_words_of_the_api(page, tmp_path):
-    Image.new("RGB", (40, 40), "blue").save(tmp_path / "blue.png")
     (tmp_path / "no image.txt").write_text("hello")
-    page.set_input_files("#files", [FROG, tmp_path / "blue.png", tmp_path / "no image.txt"])
-    expect(page.locator("#status")).to_have_text("3 pictures")
-    page.get_by_role("button", name="Classify").click()
-    expect(page.locator("#status")).to_have_text("Done: 3 pictures")
+    choose(page, FROG, EXAMPLES / "cat.jpg", tmp_path / "no image.txt")
+    expect(page.locator("#status")).to_have_text("1 of 3 pictures could not be classified")
     verdicts = page.locator(".verdict")
-    expect(verdicts.nth(0)).to_have_text("frog")
+    expect(verdicts.nth(0)).to_have_text("frog, 99.7 %")
+    expect(verdicts.nth(1)).to_have_text("Not sure: airplane or cat")
     expect(verdicts.nth(2)).to_contain_text("not an image in one of the formats JPEG, PNG")
-    expect(verdicts.nth(2)).to_have_class(re.compile("failed"))
+    expect(page.locator(".card").nth(2)).to_have_class(re.compile("failed"))
+    expect(page.locator(".card").nth(2).locator(".bars li")).to_have_count(0)
     assert page.locator(".card").nth(1).locator(".bars li").count() == 5
+
+
+def test_pictures_keep_their_order_whichever_is_answered_first(page):
+    held = []
+    page.route("**/predict*", lambda route: held.append(route))
+    page.set_input_files("#files", [FROG, EXAMPLES / "ship.jpg"])
+    expect(page.locator("#status")).to_have_text("Classifying 2 pictures…")
+    while len(held) < 2:
+        page.wait_for_timeout(10)
+    held.sort(key=lambda route: b'filename="frog.jpg"' in route.request.post_data_buffer)
+    ship, frog = held
+    ship.continue_()
+    expect(page.locator(".verdict").nth(1)).to_have_text(re.compile("^ship"))
+    expect(page.locator(".verdict").nth(0)).to_have_text("…")
+    frog.continue_()
+    expect(page.locator(".verdict")).to_have_text([re.compile("^frog"), re.compile("^ship")])
 
 
 def drop(page: Page, event: str, target: str, source: Path) -> None:
@@ -109,73 +169,286 @@ def drop(page: Page, event: str, target: str, source: Path) -> None:
 @pytest.mark.parametrize("event", ["drop", "paste"])
 def test_dropped_or_pasted_picture_is_taken(page, event):
     drop(page, event, "#drop", FROG)
-    expect(page.locator(".name")).to_have_text("frog.jpg")
-    page.get_by_role("button", name="Classify").click()
-    expect(page.locator(".verdict")).to_have_text("frog")
+    expect(page.locator(".card .name")).to_have_text("frog.jpg")
+    expect(page.locator(".verdict")).to_have_text("frog, 99.7 %")
+
+
+def test_examples_are_classified_at_a_click(page):
+    examples = page.locator(".examples img")
+    expect(examples).to_have_count(6)
+    assert all(examples.evaluate_all("each => each.map((image) => image.complete)"))
+    button(page, "Example: frog").click()
+    expect(page.locator(".verdict")).to_have_text(re.compile("^frog, 9"))
+    button(page, "Example: something else").click()
+    expect(page.locator(".verdict").nth(1)).to_have_text("None of these")
+
+
+def test_examples_are_of_classes_that_the_model_knows(page):
+    expect(page.locator("#examples")).to_be_visible()
+    page.get_by_label("Model", exact=True).select_option("stranger")
+    expect(page.locator("#about")).to_have_text("It knows this, that, and nothing else.")
+    expect(page.locator("#examples")).to_be_hidden()
+
+
+def focused(page: Page, attribute: str) -> str:
+    return page.evaluate(f"document.activeElement.{attribute}")
+
+
+def tab_to(page: Page, name: str) -> None:
+    """Press Tab until the element of an accessible name has the focus."""
+    for _ in range(20):
+        page.keyboard.press("Tab")
+        text = page.evaluate(
+            "(({ ariaLabel, textContent, firstChild }) => "
+            "ariaLabel ?? (firstChild?.alt || textContent.trim()))(document.activeElement)"
+        )
+        if text == name:
+            return
+    pytest.fail(f"Tab does not reach {name!r}")
 
 
 def test_everything_can_be_done_by_keyboard(page):
-    page.set_input_files("#files", FROG)
     page.locator("#files").focus()
-    for _ in range(5):  # camera, model, classify
-        page.keyboard.press("Tab")
-        if page.evaluate("document.activeElement.id") == "classify":
-            break
+    tab_to(page, "Example: frog")
     page.keyboard.press("Enter")
-    expect(page.locator(".verdict")).to_have_text("frog")
-    page.get_by_role("button", name="Remove frog.jpg").focus()
+    expect(page.locator(".verdict")).to_have_text(re.compile("^frog"))
+    tab_to(page, "Classify again")
+    with page.expect_response("**/predict*"):
+        page.keyboard.press("Enter")
+    expect(page.locator(".verdict")).to_have_text(re.compile("^frog"))
+    assert focused(page, "id") == "classify"
+    tab_to(page, "Enlarge frog.jpg")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("dialog")).to_contain_text("frog, 98.0 %")
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    assert focused(page, "className") == "picture"
+    tab_to(page, "Remove frog.jpg")
     page.keyboard.press("Enter")
     expect(page.locator(".card")).to_have_count(0)
-    assert page.evaluate("document.activeElement.id") == "files"
+    assert focused(page, "id") == "files"
 
 
-def test_model_picker_asks_the_chosen_model_which_may_not_be_sure(page):
-    page.get_by_label("Model").select_option("doubter")
-    page.set_input_files("#files", FROG)
-    page.get_by_role("button", name="Classify").click()
+def test_focus_goes_to_the_next_picture_when_one_is_removed(page):
+    choose(page, FROG, EXAMPLES / "ship.jpg")
+    button(page, "Remove frog.jpg").click()
+    assert focused(page, "ariaLabel") == "Remove ship.jpg"
+    expect(page.locator("#status")).to_have_text(re.compile("^1 picture classified: ship"))
+    button(page, "Clear").click()
+    assert focused(page, "id") == "files"
+    expect(page.locator("#actions")).to_be_hidden()
+
+
+def test_enlarged_picture_is_whole_and_larger(page, tmp_path):
+    Image.new("RGB", (300, 100), "blue").save(tmp_path / "blue.png")
+    choose(page, tmp_path / "blue.png")
+    fit = page.locator(".card img").evaluate("image => getComputedStyle(image).objectFit")
+    assert fit == "contain"  # nothing is cut off that the network sees
+    button(page, "Enlarge blue.png").click()
+    image = page.locator(".frame img")
+    expect(image).to_have_attribute("style", re.compile("--ratio: 3"))
+    width, height = image.evaluate("image => [image.clientWidth, image.clientHeight]")
+    assert width > 600
+    assert width / height == pytest.approx(3, rel=0.02)
+    button(page, "Close").click()
+    expect(page.get_by_role("dialog")).to_have_count(0)
+
+
+def test_another_model_answers_for_the_pictures_that_are_there(page):
+    choose(page, FROG)
+    page.get_by_label("Model", exact=True).select_option("doubter")
     expect(page.locator(".verdict")).to_have_text(re.compile("^Not sure: frog or [a-z]+$"))
+    expect(page.locator(".took")).to_have_text(re.compile("^doubter, "))
     expect(page.locator("#curl")).to_contain_text("model=doubter")
 
 
-def test_photo_of_nothing_that_the_model_knows_is_none_of_its_classes(page):
-    page.get_by_label("Model").select_option("stranger")
+def test_answer_that_comes_after_the_model_was_changed_is_not_shown(page):
+    held = []
+    page.route("**/predict*", lambda route: route.continue_() if held else held.append(route))
     page.set_input_files("#files", FROG)
-    page.get_by_role("button", name="Classify").click()
+    expect(page.locator(".verdict")).to_have_text("…")
+    page.get_by_label("Model", exact=True).select_option("doubter")
+    expect(page.locator(".verdict")).to_have_text(re.compile("^Not sure"))
+    held[0].fulfill(json={"success": False, "error": {"message": "too late"}})
+    page.wait_for_timeout(100)
+    expect(page.locator(".verdict")).to_have_text(re.compile("^Not sure"))
+
+
+def test_photo_of_nothing_that_the_model_knows_is_none_of_its_classes(page):
+    page.get_by_label("Model", exact=True).select_option("stranger")
+    choose(page, FROG)
     expect(page.locator(".verdict")).to_have_text("None of these")
+    expect(page.locator(".bars")).to_be_hidden()
+    page.get_by_text("If it had to be one of them").click()
+    expect(page.locator(".bars")).to_be_visible()
+
+
+def test_card_of_a_model_is_shown_or_else_its_figures(page):
+    expect(page.locator("#more")).to_have_text(
+        re.compile(r"^Right on 94\.5 % of the CIFAR-10 test set, 10,000 images\. Version .+\.$")
+    )
+    expect(page.get_by_role("link", name="About this model")).to_have_count(0)
+    page.get_by_label("Model", exact=True).select_option("doubter")
+    page.get_by_role("link", name="About this model").click()
+    dialog = page.get_by_role("dialog")
+    expect(dialog.get_by_role("heading", name="Of doubts")).to_be_visible()
+    expect(dialog.get_by_role("cell", name="1")).to_be_visible()
+    assert Axe().run(page).violations_count == 0
+
+
+def test_answers_are_downloaded_as_json_and_csv(page, tmp_path):
+    (tmp_path / 'a "quoted", text.png').write_text("hello")
+    choose(page, FROG, tmp_path / 'a "quoted", text.png')
+    with page.expect_download() as download:
+        button(page, "Download the answers as JSON").click()
+    assert download.value.suggested_filename == "answers.json"
+    frog, text = json.loads(Path(download.value.path()).read_text())
+    assert (frog["filename"], frog["predictions"][0]["label"]) == ("frog.jpg", "frog")
+    assert frog["model"]["name"] == "cifar10"
+    assert text["error"]["code"] == "unsupported_format"
+    with page.expect_download() as download:
+        button(page, "Download the answers as CSV").click()
+    with Path(download.value.path()).open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["file"] for row in rows] == ["frog.jpg", 'a "quoted", text.png']
+    assert rows[0]["label_1"] == "frog"
+    assert float(rows[0]["probability_1"]) == frog["predictions"][0]["probability"]
+    assert ",".join(rows[0]).startswith(csv_header(5))
+    assert rows[1]["error"] == text["error"]["message"]
+
+
+def test_camera_of_a_computer_shows_what_it_sees_and_takes_it(page):
+    page.context.grant_permissions(["camera"])
+    expect(page.locator("label[for=camera]")).to_be_hidden()
+    button(page, "Take a photo").click()
+    expect(page.get_by_role("dialog")).to_be_visible()
+    page.wait_for_function("document.querySelector('video').videoWidth > 0")
+    camera = page.evaluate_handle("document.querySelector('video').srcObject.getTracks()[0]")
+    button(page, "Take the photo").click()
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    expect(page.locator(".card .name")).to_have_text("photo-1.jpg")
+    expect(page.locator("#status")).to_have_text(re.compile("^1 picture classified"))
+    assert camera.evaluate("track => track.readyState") == "ended"
+
+
+def test_it_says_when_the_camera_may_not_be_used(page):
+    button(page, "Take a photo").click()
+    expect(page.locator("#status")).to_have_text("The browser was not allowed to use the camera.")
+
+
+def test_phone_takes_photos_by_its_own_camera_application(browser, address):
+    context = browser.new_context(**PHONE)
+    page = context.new_page()
+    page.goto(address)
+    expect(page.locator("label[for=camera]")).to_be_visible()
+    expect(page.locator("#webcam")).to_be_hidden()
+    page.set_input_files("#camera", FROG)
+    expect(page.locator(".verdict")).to_have_text("frog, 99.7 %")
+    context.close()
 
 
 def test_curl_line_is_copied_and_names_the_files(page, address):
-    page.set_input_files("#files", FROG)
-    page.get_by_role("button", name="Copy").click()
+    choose(page, FROG)
+    button(page, "Copy").click()
     copied = page.evaluate("navigator.clipboard.readText()")
     assert copied.startswith("curl -X POST -F image=@frog.jpg ")
     assert f"{address}/predict?top=5" in copied
 
 
-def test_it_says_when_the_server_cannot_be_reached(page):
-    page.set_input_files("#files", FROG)
-    page.route("**/predict*", lambda route: route.abort())
-    page.get_by_role("button", name="Classify").click()
+def test_it_says_when_the_server_cannot_be_reached_and_asks_again(page):
+    page.route("**/predict*", lambda route: route.abort(), times=1)
+    choose(page, FROG)
     expect(page.locator(".verdict")).to_have_text(re.compile("cannot be reached"))
+    expect(page.locator("#status")).to_have_text("1 picture could not be classified")
+    button(page, "Classify again").click()
+    expect(page.locator(".verdict")).to_have_text("frog, 99.7 %")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_to_complain_of(page, scheme, tmp_path):
     page.emulate_media(color_scheme=scheme)
     (tmp_path / "no image.txt").write_text("hello")
-    page.set_input_files("#files", [FROG, tmp_path / "no image.txt"])
-    page.get_by_role("button", name="Classify").click()
-    expect(page.locator("#status")).to_have_text("Done: 2 pictures")
+    choose(page, *EXAMPLES.glob("*.jpg"), tmp_path / "no image.txt")
+    complain_not(page)
+    button(page, "Enlarge frog.jpg").click()
+    complain_not(page)
+
+
+def complain_not(page: Page) -> None:
     results = Axe().run(page)
     assert results.violations_count == 0, results.generate_report()
 
 
-def test_page_fits_a_small_phone(page):
-    page.set_viewport_size({"width": 360, "height": 740})
-    page.set_input_files("#files", FROG)
-    page.get_by_role("button", name="Classify").click()
-    expect(page.locator(".verdict")).to_have_text("frog")
+def test_page_fits_a_small_phone(browser, address, tmp_path):
+    (tmp_path / "a long name of a file that is not an image.txt").write_text("hello")
+    context = browser.new_context(**PHONE)
+    page = context.new_page()
+    page.goto(address)
+    choose(page, FROG)
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    choose(page, *EXAMPLES.glob("*.jpg"), *tmp_path.iterdir())
+    expect(page.locator("#status")).to_have_text("1 of 8 pictures could not be classified")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    button(page, "Enlarge ship.jpg").click()
+    assert page.get_by_role("dialog").evaluate("e => e.getBoundingClientRect().right") <= 360
+    context.close()
+
+
+@pytest.fixture
+def plain_page(browser, address) -> Iterator[Page]:
+    """The page in a browser without JavaScript, on a small phone."""
+    context = browser.new_context(java_script_enabled=False, **PHONE)
+    page = context.new_page()
+    page.goto(address)
+    yield page
+    context.close()
+
+
+def test_without_javascript_a_form_is_answered_by_a_page(plain_page):
+    page = plain_page
+    expect(page.get_by_text("Choose pictures")).to_be_hidden()
+    page.get_by_label("A picture").set_input_files(EXAMPLES / "cat.jpg")
+    button(page, "Classify with cifar10").click()
+    expect(page.get_by_role("heading")).to_have_text("Not sure: airplane or cat")
+    expect(page.locator(".bars li")).to_have_count(5)
+    expect(page.locator(".took")).to_have_text(re.compile(r"^cifar10 answered in \d+ ms\.$"))
+    page.get_by_role("link", name="Another picture").click()
+    page.get_by_label("A picture").set_input_files(FROG)
+    button(page, "Classify with doubter").click()
+    expect(page.get_by_role("heading")).to_have_text(re.compile("^Not sure: frog or "))
+
+
+def test_without_javascript_a_refusal_is_a_page(plain_page, tmp_path):
+    (tmp_path / "no image.txt").write_text("hello")
+    plain_page.get_by_label("A picture").set_input_files(tmp_path / "no image.txt")
+    button(plain_page, "Classify with stranger").click()
+    expect(plain_page.get_by_role("heading")).to_contain_text("not an image in one of the formats")
+    expect(plain_page.get_by_role("link", name="Another picture")).to_be_visible()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_in_the_pages_that_the_server_writes(browser, address, scheme):
+    context = browser.new_context(color_scheme=scheme)
+    page = context.new_page()
+    page.goto(f"{address}/models/doubter/card")
+    complain_not(page)
+    for model in ("doubter", "stranger"):
+        page.goto(address)
+        page.evaluate(
+            """async (model) => {
+                const form = document.createElement("form");
+                form.innerHTML = '<input type="file" name="image" id="plain"><button>Go</button>';
+                form.action = `/predict?top=5&model=${model}`;
+                [form.method, form.enctype] = ["post", "multipart/form-data"];
+                document.body.append(form);
+            }""",
+            model,
+        )
+        page.set_input_files("#plain", EXAMPLES / "cat.jpg")
+        button(page, "Go").click()
+        expect(page.get_by_role("link", name="Another picture")).to_be_visible()
+        complain_not(page)
+    context.close()
 
 
 def test_documentation_page_works_without_the_internet(page, address):
@@ -185,6 +458,16 @@ def test_documentation_page_works_without_the_internet(page, address):
     expect(page.get_by_text("Classify one image, or several.")).to_be_visible()
 
 
+def test_documentation_page_begins_with_the_form_for_files(page, address):
+    page.goto(f"{address}/docs")
+    first = page.locator(".opblock").first
+    expect(first).to_contain_text("/predict")
+    first.get_by_text("/predict").click()
+    expect(first.get_by_label("Request content type")).to_have_value("multipart/form-data")
+    first.get_by_role("button", name="Try it out").click()
+    expect(first.locator("input[type=file]")).to_be_visible()
+
+
 @pytest.fixture(scope="module")
 def guarded_address(tmp_path_factory) -> Iterator[str]:
     """A server of two models that wants a key, as a browser on the LAN sees it: by plain HTTP."""
@@ -192,6 +475,7 @@ def guarded_address(tmp_path_factory) -> Iterator[str]:
     (folder / "keys").write_text("open-sesame")
     shutil.copytree(DEFAULT_MODEL, folder / "models" / "other")
     rename(folder / "models" / "other", "other")
+    (folder / "models" / "other" / "CARD.md").write_text("# The card")
     models = ("--model", str(DEFAULT_MODEL), "--model", str(folder / "models"))
     with server("--workers", "1", "--api-keys", str(folder / "keys"), *models) as (_, port):
         yield f"http://lan.test:{port}"
@@ -209,25 +493,34 @@ def guarded_page(browser, guarded_address) -> Iterator[Page]:
 def test_page_of_a_guarded_server_asks_for_the_key_then_offers_its_models(guarded_page):
     page = guarded_page
     expect(page.locator("#status")).to_have_text("Enter the API key of this server.")
-    expect(page.get_by_label("Model")).to_be_hidden()
+    expect(page.get_by_label("Model", exact=True)).to_be_hidden()
     page.set_input_files("#files", FROG)
-    page.get_by_role("button", name="Classify").click()
     expect(page.locator(".verdict")).to_have_text("Enter the API key of this server.")
     page.get_by_label("API key").fill("wrong")
     page.keyboard.press("Tab")
     expect(page.locator("#status")).to_have_text("This API key is not valid.")
     page.get_by_label("API key").fill("open-sesame")
     page.keyboard.press("Tab")
-    expect(page.get_by_label("Model")).to_be_visible()
-    page.get_by_label("Model").select_option("other")
-    page.get_by_role("button", name="Classify").click()
-    expect(page.locator(".verdict")).to_have_text("frog")
+    expect(page.get_by_label("Model", exact=True)).to_be_visible()
+    expect(page.locator(".verdict")).to_have_text("frog, 99.7 %")
+    page.get_by_label("Model", exact=True).select_option("other")
+    expect(page.locator(".took")).to_have_text(re.compile("^other, "))
+    page.get_by_role("link", name="About this model").click()
+    expect(page.get_by_role("dialog")).to_contain_text("The card")
+    page.keyboard.press("Escape")
+    button(page, "Example: ship").click()
+    expect(page.locator(".verdict").nth(1)).to_have_text(re.compile("^ship"))
+
+
+def test_page_without_https_offers_no_camera_that_the_browser_would_refuse(guarded_page):
+    expect(guarded_page.get_by_text("Choose pictures")).to_be_visible()
+    expect(guarded_page.get_by_text("Take a photo").filter(visible=True)).to_have_count(0)
 
 
 def test_curl_line_is_copied_on_a_page_without_https(guarded_page):
     page = guarded_page
     assert page.evaluate("navigator.clipboard") is None
-    page.get_by_role("button", name="Copy").click()
+    button(page, "Copy").click()
     expect(page.locator("#status")).to_have_text("Copied")
     page.locator("#key-row").evaluate("row => row.hidden = false")
     page.get_by_label("API key").focus()

@@ -1,49 +1,102 @@
-// The page at `/`: collects pictures, asks POST /predict for each, and draws its answer.
+// The page at `/`: collects pictures, asks POST /predict for each, and shows its answer.
 
 const TOP = 5; // classes shown of each picture
 const AT_ONCE = 2; // requests at a time
+const SURE = 0.9; // probability from which a class is named without "probably"; as in forms.py
+const LEAST = 0.0005; // probability from which a class is shown: 0.1 %, rounded; as in forms.py
+const NAMED = 15; // classes that are named of a model
+// In static/examples: pictures of classes, for the models that know them, and one of another thing.
+const EXAMPLES = ["airplane", "automobile", "cat", "frog", "ship"];
+const OTHER = "something-else";
 
 const $ = (id) => document.getElementById(id);
-const cards = new Map(); // <li> → File
+const pictures = new Map(); // <li>, in their order → {file, url, answer, stop}
+const waiting = []; // <li> whose turn is to come
+let workers = 0;
 let models = [];
 
-const percent = (probability) => `${(100 * probability).toFixed(1)} %`;
 const fromTemplate = (id) => $(id).content.firstElementChild.cloneNode(true);
+const failed = (card) => pictures.get(card).answer?.success === false;
+const counted = (number, noun = "picture") => `${number} ${noun}${number === 1 ? "" : "s"}`;
+
+// No probability is quite 0 or 1.
+function percent(share) {
+  if (share < LEAST) return "under 0.1 %";
+  return share < 1 - LEAST ? `${(100 * share).toFixed(1)} %` : "over 99.9 %";
+}
+
+function duration(milliseconds) {
+  return milliseconds < 1000 ? `${Math.round(milliseconds)} ms` : `${(milliseconds / 1000).toFixed(1)} s`;
+}
+
+// Pictures come and go.
 
 function add(files) {
-  for (const file of files) {
-    const card = fromTemplate("card");
-    const image = card.querySelector("img");
-    image.src = URL.createObjectURL(file);
-    image.alt = `Preview of ${file.name}`;
-    image.onload = () => URL.revokeObjectURL(image.src);
-    image.onerror = () => {
-      image.onerror = null; // what the browser cannot show, the server may still read
-      image.className = "unknown";
-      image.src = "/static/icon.svg";
-    };
-    card.querySelector(".name").textContent = file.name;
-    const remove = card.querySelector(".remove");
-    remove.setAttribute("aria-label", `Remove ${file.name}`);
-    remove.onclick = () => {
-      cards.delete(card);
-      card.remove();
-      refresh();
-      $("files").focus();
-    };
-    cards.set(card, file);
-    $("cards").append(card);
-  }
+  const added = [...files].map(cardOf);
+  if (!added.length) return;
+  $("cards").append(...added);
+  classify(added);
+  const behavior = matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth";
+  added.at(-1).scrollIntoView({ block: "nearest", behavior });
+}
+
+function cardOf(file) {
+  const card = fromTemplate("card");
+  const url = URL.createObjectURL(file);
+  pictures.set(card, { file, url });
+  const image = card.querySelector("img");
+  const enlarge = card.querySelector(".picture");
+  image.onerror = () => {
+    image.onerror = null; // what the browser cannot show, the server may still read
+    image.src = "/static/icon.svg";
+    enlarge.disabled = true;
+  };
+  image.src = url;
+  enlarge.setAttribute("aria-label", `Enlarge ${file.name}`);
+  enlarge.onclick = () => view(card);
+  card.querySelector(".name").textContent = file.name;
+  const remove = card.querySelector(".remove");
+  remove.setAttribute("aria-label", `Remove ${file.name}`);
+  remove.onclick = () => removeCard(card);
+  return card;
+}
+
+function removeCard(card) {
+  const neighbour = card.nextElementSibling ?? card.previousElementSibling;
+  forget(card);
+  (neighbour?.querySelector(".remove") ?? $("files")).focus();
   refresh();
 }
 
-function refresh() {
-  const count = cards.size;
-  $("classify").disabled = count === 0;
-  $("clear").hidden = count === 0;
-  $("status").textContent = count ? `${count} ${count === 1 ? "picture" : "pictures"}` : "";
-  $("curl").textContent = curlLine();
+function forget(card) {
+  const { url, stop } = pictures.get(card);
+  stop?.abort();
+  URL.revokeObjectURL(url);
+  pictures.delete(card);
+  card.remove();
 }
+
+// What depends on which pictures there are, and on their answers.
+function refresh() {
+  $("actions").hidden = !pictures.size;
+  $("curl").textContent = curlLine();
+  $("status").replaceChildren(...(pictures.size ? state() : []));
+}
+
+// How far it is; for one picture a screen reader is told the answer, which others see in its card.
+function state() {
+  const all = [...pictures.values()];
+  const wrong = [...pictures.keys()].filter(failed).length;
+  if (!all.every(({ answer }) => answer)) return [`Classifying ${counted(all.length)}…`];
+  if (wrong === all.length) return [`${counted(wrong)} could not be classified`];
+  if (wrong) return [`${wrong} of ${counted(all.length)} could not be classified`];
+  const spoken = document.createElement("span");
+  spoken.className = "hidden";
+  spoken.textContent = all.length === 1 ? `: ${headline(all[0].answer)}` : "";
+  return [`${counted(all.length)} classified`, spoken];
+}
+
+// Ask the server.
 
 function predictUrl() {
   const query = new URLSearchParams({ top: TOP });
@@ -51,44 +104,14 @@ function predictUrl() {
   return `${location.origin}/predict?${query}`;
 }
 
-function curlLine() {
-  const names = [...cards.values()].map((file) => file.name);
-  const files = (names.length ? names : ["photo.jpg"]).map((name) => `-F ${quote(`image=@${name}`)}`);
-  const key = $("key").value ? ' -H "X-API-Key: $API_KEY"' : "";
-  return `curl -X POST${key} ${files.join(" ")} ${quote(predictUrl())}`;
-}
-
-function quote(text) {
-  return /^[\w@=.:/-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`;
-}
-
-// Ask the server, with the key if there is one; where it wants another, show the field for it.
+// With the key if there is one; where the server wants another, show the field for it.
 async function request(url, options = {}) {
   const key = $("key").value;
-  const response = await fetch(url, { ...options, headers: key ? { "X-API-Key": key } : {} });
+  const headers = { ...options.headers, ...(key && { "X-API-Key": key }) };
+  const response = await fetch(url, { ...options, headers });
   if (response.status !== 401) return response;
   $("key-row").hidden = false;
   throw new Error(key ? "This API key is not valid." : "Enter the API key of this server.");
-}
-
-async function ask(file) {
-  const body = new FormData();
-  body.append("image", file, file.name);
-  return (await request(predictUrl(), { method: "POST", body })).json();
-}
-
-async function classify(card) {
-  const verdict = card.querySelector(".verdict");
-  verdict.className = "verdict";
-  verdict.textContent = "…";
-  card.querySelector(".bars").replaceChildren();
-  try {
-    const answer = await ask(cards.get(card));
-    if (answer.success) draw(card, answer);
-    else fail(verdict, answer.error.message);
-  } catch (error) {
-    fail(verdict, messageOf(error));
-  }
 }
 
 // fetch() throws a TypeError where there is no answer.
@@ -96,43 +119,154 @@ function messageOf(error) {
   return error instanceof TypeError ? "The server cannot be reached. Is it running?" : error.message;
 }
 
-function verdictOf({ predictions: [best, next], uncertain, none_of_these }) {
-  if (none_of_these) return "None of these";
-  return uncertain ? `Not sure: ${best.label} or ${next.label}` : best.label;
-}
-
-function draw(card, answer) {
-  const { predictions, uncertain } = answer;
-  const verdict = card.querySelector(".verdict");
-  verdict.classList.toggle("unsure", uncertain);
-  verdict.textContent = verdictOf(answer);
-  for (const { label, probability } of predictions) {
-    const bar = fromTemplate("bar");
-    bar.querySelector(".label").textContent = label;
-    const progress = bar.querySelector("progress");
-    progress.value = probability;
-    progress.setAttribute("aria-label", label);
-    bar.querySelector(".percent").textContent = percent(probability);
-    card.querySelector(".bars").append(bar);
+// Each of the cards gets an answer, AT_ONCE at a time; what it said before, or was about to, is void.
+function classify(cards) {
+  for (const card of cards) {
+    const picture = pictures.get(card);
+    picture.stop?.abort();
+    picture.answer = undefined;
+    draw(card);
+    if (!waiting.includes(card)) waiting.push(card);
   }
-}
-
-function fail(verdict, message) {
-  verdict.classList.add("failed");
-  verdict.textContent = message;
-}
-
-async function classifyAll() {
-  const waiting = [...cards.keys()];
-  const count = waiting.length;
-  $("classify").disabled = true;
-  $("status").textContent = "Classifying…";
-  const work = async () => {
-    while (waiting.length) await classify(waiting.shift());
-  };
-  await Promise.all(Array.from({ length: AT_ONCE }, work));
   refresh();
-  $("status").textContent = `Done: ${count} ${count === 1 ? "picture" : "pictures"}`;
+  while (workers < AT_ONCE && waiting.length) work();
+}
+
+async function work() {
+  workers += 1;
+  while (waiting.length) await ask(waiting.shift());
+  workers -= 1;
+}
+
+async function ask(card) {
+  const picture = pictures.get(card);
+  if (!picture) return; // removed meanwhile
+  const stop = new AbortController();
+  picture.stop = stop;
+  const began = performance.now();
+  let answer;
+  try {
+    const body = new FormData();
+    body.append("image", picture.file, picture.file.name);
+    answer = await (await request(predictUrl(), { method: "POST", body, signal: stop.signal })).json();
+  } catch (error) {
+    answer = { success: false, error: { message: messageOf(error) } };
+  }
+  if (stop.signal.aborted) return;
+  picture.answer = answer;
+  picture.milliseconds = performance.now() - began;
+  draw(card);
+  refresh();
+}
+
+// Show what it says; forms.py says the same in its pages.
+
+function headline({ success, error, predictions, uncertain, none_of_these }) {
+  if (!success) return error.message;
+  if (none_of_these) return "None of these";
+  const [best, next] = predictions;
+  if (uncertain) return `Not sure: ${best.label} or ${next.label}`;
+  return `${best.probability < SURE ? "Probably " : ""}${best.label}, ${percent(best.probability)}`;
+}
+
+function draw(card) {
+  const { answer, milliseconds } = pictures.get(card);
+  card.classList.toggle("failed", answer?.success === false);
+  card.classList.toggle("unsure", answer?.uncertain === true);
+  card.classList.toggle("likely", answer?.uncertain === false && answer.predictions[0].probability < SURE);
+  card.classList.toggle("none", answer?.none_of_these === true);
+  card.querySelector(".verdict").textContent = answer ? headline(answer) : "…";
+  card.querySelector(".guesses").hidden = !answer?.success;
+  card.querySelector(".took").textContent = "";
+  if (!answer?.success) return;
+  const shown = answer.predictions.filter(({ probability }, rank) => !rank || probability >= LEAST);
+  card.querySelector(".guesses").open = !answer.none_of_these;
+  card.querySelector("summary").hidden = !answer.none_of_these;
+  card.querySelector(".bars").replaceChildren(...shown.map(barOf));
+  card.querySelector(".others").textContent = othersThan(shown, answer.model.name);
+  card.querySelector(".took").textContent = `${answer.model.name}, ${duration(milliseconds)}`;
+}
+
+function barOf({ label, probability }) {
+  const bar = fromTemplate("bar");
+  bar.querySelector(".label").textContent = label;
+  const progress = bar.querySelector("progress");
+  progress.value = probability;
+  progress.setAttribute("aria-label", label);
+  bar.querySelector(".percent").textContent = percent(probability);
+  return bar;
+}
+
+// The classes that have no bar, and their probability together.
+function othersThan(shown, name) {
+  const known = models.find((model) => model.name === name)?.labels.length ?? shown.length;
+  const others = known - shown.length;
+  if (others < 1) return "";
+  const rest = 1 - shown.reduce((sum, { probability }) => sum + probability, 0);
+  return `${others === 1 ? "the other" : `the other ${others}`}: ${percent(Math.max(rest, 0))}`;
+}
+
+function view(card) {
+  const { file, url, answer } = pictures.get(card);
+  const viewer = $("viewer");
+  const image = viewer.querySelector("img");
+  image.onload = () => image.style.setProperty("--ratio", image.naturalWidth / image.naturalHeight);
+  image.src = url;
+  image.alt = file.name;
+  viewer.querySelector(".name").textContent = file.name;
+  $("viewer-answer").textContent = answer?.success ? headline(answer) : "";
+  viewer.showModal();
+}
+
+// The answers as files.
+
+function download(name, type, text) {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([text], { type }));
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000); // milliseconds, after which it has begun
+}
+
+// As the API's `results`, each with its model.
+function results() {
+  return [...pictures.values()].map(({ file, answer }) => ({ filename: file.name, ...answer }));
+}
+
+// The columns of `python -m rest_api.predict --format csv`, and two more.
+function csv() {
+  const ranks = Array.from({ length: TOP }, (_, rank) => rank);
+  const guesses = ranks.flatMap((rank) => [`label_${rank + 1}`, `probability_${rank + 1}`]);
+  const head = ["file", "uncertain", "none_of_these", ...guesses, "model", "error"];
+  const rows = results().map((result) => [
+    result.filename,
+    result.uncertain,
+    result.none_of_these,
+    ...ranks.flatMap((rank) => {
+      const { label, probability } = result.predictions?.[rank] ?? {};
+      return [label, probability];
+    }),
+    result.model?.name,
+    result.error?.message,
+  ]);
+  return [head, ...rows].map((cells) => `${cells.map(cell).join(",")}\r\n`).join("");
+}
+
+function cell(value = "") {
+  return /[",\r\n]/.test(value) ? `"${value.replaceAll('"', '""')}"` : value;
+}
+
+// The same from a terminal.
+
+function curlLine() {
+  const names = [...pictures.values()].map(({ file }) => file.name);
+  const files = (names.length ? names : ["photo.jpg"]).map((name) => `-F ${quote(`image=@${name}`)}`);
+  const key = $("key").value ? ' -H "X-API-Key: $API_KEY"' : "";
+  return `curl -X POST${key} ${files.join(" ")} ${quote(predictUrl())}`;
+}
+
+function quote(text) {
+  return /^[\w@=.:/-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`;
 }
 
 // Put an element's text on the clipboard, which browsers give to pages of https and localhost alone;
@@ -146,6 +280,8 @@ async function copied(element) {
   return document.execCommand("copy");
 }
 
+// Models.
+
 async function loadModels() {
   try {
     ({ models } = await (await request("/models")).json());
@@ -156,13 +292,106 @@ async function loadModels() {
   $("model").replaceChildren(...models.map(({ name }) => new Option(name, name)));
   $("model-row").hidden = models.length < 2;
   describe();
+  classify([...pictures.keys()].filter(failed)); // for want of a key
 }
 
 function describe() {
   const model = models.find(({ name }) => name === $("model").value);
-  $("about").textContent = `It knows ${model.labels.join(", ")}, and nothing else.`;
-  refresh();
+  $("about").textContent = `It knows ${listed(model.labels)}, and nothing else.`;
+  $("more").replaceChildren(model.card ? cardLink(model.name) : figures(model));
+  $("more").hidden = false;
+  const known = EXAMPLES.filter((name) => model.labels.includes(name));
+  $("examples").hidden = !known.length;
+  document.querySelector(".examples").replaceChildren(...[...known, OTHER].map(exampleOf));
 }
+
+function listed(labels) {
+  const more = labels.length - NAMED;
+  return labels.slice(0, NAMED).join(", ") + (more > 0 ? ` and ${more} more` : "");
+}
+
+// What GET /models says of a model that has no card.
+function figures({ version, accuracy }) {
+  const { measured_on, images, ...shares } = accuracy;
+  const right = Object.values(shares).find((share) => typeof share === "number");
+  const of = `${measured_on}, ${images?.toLocaleString("en")} images`;
+  return right ? `Right on ${percent(right)} of ${of}. Version ${version}.` : `Version ${version}.`;
+}
+
+function cardLink(name) {
+  const link = document.createElement("a");
+  link.href = `/models/${encodeURIComponent(name)}/card`;
+  link.textContent = "About this model";
+  link.onclick = (event) => {
+    if (event.ctrlKey || event.metaKey || event.shiftKey) return;
+    event.preventDefault(); // a link sends no key, and leaves the pictures
+    showModelCard(link.href);
+  };
+  return link;
+}
+
+async function showModelCard(url) {
+  try {
+    const page = await (await request(url, { headers: { Accept: "text/html" } })).text();
+    const content = new DOMParser().parseFromString(page, "text/html").querySelector("main");
+    $("model-card").querySelector(".prose").replaceChildren(...content.childNodes);
+    $("model-card").showModal();
+  } catch (error) {
+    $("status").textContent = messageOf(error);
+  }
+}
+
+function exampleOf(name) {
+  const button = document.createElement("button");
+  const image = new Image(56, 56);
+  const title = name.replaceAll("-", " ");
+  image.src = `/static/examples/${name}.jpg`;
+  image.alt = `Example: ${title}`;
+  button.type = "button";
+  button.append(image);
+  button.onclick = async () => {
+    try {
+      const picture = await (await fetch(image.src)).blob();
+      add([new File([picture], `${name}.jpg`, { type: picture.type })]);
+    } catch (error) {
+      $("status").textContent = messageOf(error);
+    }
+  };
+  return button;
+}
+
+// The camera: on a phone its own application, by the file input; on a computer a preview.
+
+async function openCamera() {
+  const video = $("shutter").querySelector("video");
+  try {
+    video.srcObject = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
+    $("shutter").showModal();
+  } catch ({ name }) {
+    $("status").textContent =
+      name === "NotAllowedError" ? "The browser was not allowed to use the camera." : "No camera can be used.";
+  }
+}
+
+function closeCamera() {
+  const video = $("shutter").querySelector("video");
+  for (const track of video.srcObject?.getTracks() ?? []) track.stop();
+  video.srcObject = null;
+}
+
+async function takePhoto() {
+  const video = $("shutter").querySelector("video");
+  if (!video.videoWidth) return; // nothing to see yet
+  const canvas = document.createElement("canvas");
+  [canvas.width, canvas.height] = [video.videoWidth, video.videoHeight];
+  canvas.getContext("2d").drawImage(video, 0, 0);
+  const photo = await new Promise((resolve) => canvas.toBlob(resolve, "image/jpeg", 0.9));
+  $("shutter").close();
+  add([new File([photo], `photo-${++photos}.jpg`, { type: photo.type })]);
+}
+let photos = 0; // taken
+
+// What people do.
 
 $("files").onchange = $("camera").onchange = ({ target }) => {
   add(target.files);
@@ -170,18 +399,27 @@ $("files").onchange = $("camera").onchange = ({ target }) => {
 };
 $("form").onsubmit = (event) => {
   event.preventDefault();
-  classifyAll();
+  classify(pictures.keys());
 };
 $("clear").onclick = () => {
-  cards.clear();
-  $("cards").replaceChildren();
+  [...pictures.keys()].forEach(forget);
+  $("files").focus();
   refresh();
 };
-$("model").onchange = describe;
+$("csv").onclick = () => download("answers.csv", "text/csv", csv());
+$("json").onclick = () => download("answers.json", "application/json", JSON.stringify(results(), null, 2));
+$("model").onchange = () => {
+  describe();
+  classify(pictures.keys());
+};
 $("key").onchange = loadModels;
 $("copy").onclick = async () => {
   $("status").textContent = (await copied($("curl"))) ? "Copied" : "Press Ctrl+C to copy";
 };
+$("webcam").onclick = openCamera;
+$("take").onclick = takePhoto;
+$("cancel").onclick = () => $("shutter").close();
+$("shutter").onclose = closeCamera;
 
 document.addEventListener("paste", ({ clipboardData }) => add(clipboardData.files));
 document.addEventListener("dragover", (event) => {
@@ -195,5 +433,9 @@ document.addEventListener("drop", (event) => {
   add(event.dataTransfer.files);
 });
 
+const phone = matchMedia("(pointer: coarse)").matches;
+$("camera").hidden = document.querySelector("[for=camera]").hidden = !phone;
+$("webcam").hidden = phone || !navigator.mediaDevices; // which pages of plain HTTP do not have
+$("form").hidden = $("terminal").hidden = false;
 refresh();
 loadModels();

@@ -1,0 +1,50 @@
+"""Make images/page.png, the picture of the web page, from a running server.
+
+    python rest_api/app.py
+    python -m docs.screenshot
+
+Needs Chromium, as the tests of the page do.
+"""
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+
+from playwright.sync_api import Error, expect, sync_playwright
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "rest_api" / "static" / "examples"
+PICTURES = [
+    ROOT / "rest_api" / "frog.jpg",
+    *(EXAMPLES / f"{name}.jpg" for name in ("ship", "cat", "something-else")),
+]
+
+
+def take(url: str, path: Path) -> None:
+    """Let the page at `url` classify PICTURES, and write what it shows to `path`."""
+    with sync_playwright() as playwright:
+        chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        window = {"width": 920, "height": 800}
+        page = browser.new_page(viewport=window, device_scale_factor=1.25, color_scheme="light")
+        page.goto(url)
+        page.set_input_files("#files", PICTURES)
+        expect(page.locator("#status")).to_have_text(f"{len(PICTURES)} pictures classified")
+        page.screenshot(path=path, full_page=True)
+        browser.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument(
+        "--url", default="http://localhost:5000", help="of the server (%(default)s)"
+    )
+    try:
+        take(parser.parse_args().url, ROOT / "images" / "page.png")
+    except Error as error:
+        sys.exit(f"error: {error.message.splitlines()[0]}")
+
+
+if __name__ == "__main__":
+    main()
