@@ -46,7 +46,7 @@ def test_browsers_form_is_answered_by_a_page_of_the_same_facts(client):
     assert answer.content_type == "text/html; charset=utf-8"
     assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
     assert answer.headers["X-Request-ID"]
-    assert "<h1>frog, 99.7 %</h1>" in answer.text
+    assert "<h1>frog, 99.9 %</h1>" in answer.text
     for label, probability in re.findall(r'value="(.+?)" aria-label="(.+?)"', answer.text):
         assert {"label": probability, "probability": float(label)} in facts["predictions"]
     assert re.search(r"cifar10 answered in \d+ ms", answer.text)
@@ -54,7 +54,7 @@ def test_browsers_form_is_answered_by_a_page_of_the_same_facts(client):
 
 def test_several_files_of_a_form_are_shown_each_and_their_names_escaped(client):
     answer = send(client, BROWSER, "one.jpg", "<b>two</b>.jpg")
-    assert answer.text.count('<h2 class="verdict">frog, 99.7 %</h2>') == 2
+    assert answer.text.count('<h2 class="verdict">frog, 99.9 %</h2>') == 2
     assert "<b>two" not in answer.text
     assert "&lt;b&gt;two&lt;/b&gt;.jpg" in answer.text
 

@@ -208,6 +208,11 @@ function othersThan(shown, name) {
 
 function view(card) {
   const { file, url, answer } = pictures.get(card);
+  const explains = models.find(({ name }) => name === answer?.model?.name)?.explains;
+  $("look").hidden = !explains;
+  $("look").onclick = () => look(card);
+  $("look").setAttribute("aria-pressed", false);
+  $("shade").hidden = true;
   const viewer = $("viewer");
   const image = viewer.querySelector("img");
   image.onload = () => image.style.setProperty("--ratio", image.naturalWidth / image.naturalHeight);
@@ -216,6 +221,34 @@ function view(card) {
   viewer.querySelector(".name").textContent = file.name;
   $("viewer-answer").textContent = answer?.success ? headline(answer) : "";
   viewer.showModal();
+}
+
+// Darken what says little for the best class, or show the picture as it is again.
+async function look(card) {
+  const button = $("look");
+  const wanted = button.getAttribute("aria-pressed") === "false";
+  button.setAttribute("aria-pressed", wanted);
+  $("shade").hidden = true;
+  if (!wanted) return;
+  const body = new FormData();
+  body.append("image", pictures.get(card).file);
+  try {
+    const answer = await (await request(`${predictUrl()}&explain=true`, { method: "POST", body })).json();
+    if (!answer.success) throw new Error(answer.error.message);
+    drawShade(answer.explanation.grid);
+    $("shade").hidden = button.getAttribute("aria-pressed") === "false";
+  } catch (error) {
+    button.setAttribute("aria-pressed", false);
+    $("viewer-answer").textContent = messageOf(error);
+  }
+}
+
+function drawShade(grid) {
+  const canvas = $("shade");
+  [canvas.width, canvas.height] = [grid[0].length, grid.length];
+  const dark = grid.flat().flatMap((value) => [0, 0, 0, 215 * (1 - value)]);
+  const pixels = new ImageData(Uint8ClampedArray.from(dark), canvas.width);
+  canvas.getContext("2d").putImageData(pixels, 0, 0);
 }
 
 // The answers as files.
