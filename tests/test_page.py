@@ -384,7 +384,8 @@ def test_viewer_shows_where_the_network_looked_and_the_picture_again(page):
     expect(switch).to_have_attribute("aria-pressed", "true")
     alphas = shade.evaluate(
         """canvas => {
-            const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+            const { width, height } = canvas;
+            const { data } = canvas.getContext("2d").getImageData(0, 0, width, height);
             return [...data].filter((_, i) => i % 4 === 3);
         }"""
     )
