@@ -35,7 +35,7 @@ def card(name: str) -> Response:
     path = find_model(name, this_app().models).bundle.card
     if path is None:
         raise RequestError(404, "no_card", f"The model {name!r} has no card.")
-    text = path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8", errors="replace")
     if not prefers_page(flask.request.headers.get("Accept", ""), "text/markdown"):
         return Response(text, content_type="text/markdown; charset=utf-8")
     return Response(render_template("card.html", name=name, content=as_html(text)))

@@ -3,10 +3,14 @@
 import io
 import re
 import shutil
+import sys
 
+import numpy as np
 import pytest
 from flask.testing import FlaskClient
+from PIL import Image
 
+from docs import examples
 from rest_api.app import create_app
 from rest_api.forms import headline, percent, prefers_page
 from rest_api.settings import DEFAULT_MODEL, Settings
@@ -169,6 +173,19 @@ def test_plain_form_offers_the_models_unless_they_are_behind_a_key(client):
     assert 'formaction="/predict?top=5&amp;model=cifar10"' in client.get("/").text
     guarded = create_app(Settings(api_keys=("secret",))).test_client()
     assert "model=cifar10" not in guarded.get("/").text
+
+
+def test_examples_are_what_their_command_makes(real_cifar, tmp_path, monkeypatch):
+    monkeypatch.setattr(examples, "FOLDER", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["examples", "--data", str(real_cifar)])
+    examples.main()
+    made = sorted(tmp_path.iterdir())
+    shipped = sorted(ROOT.glob("rest_api/static/examples/*"))
+    assert [path.name for path in made] == [path.name for path in shipped]
+    for one, other in zip(made, shipped, strict=True):
+        pixels = [np.asarray(Image.open(path), np.float32) for path in (one, other)]
+        assert np.abs(pixels[0] - pixels[1]).mean() < 2, one.name  # versions of JPEG differ
+        assert other.stat().st_size < 10_000
 
 
 def test_page_weighs_less_than_60_kilobytes():
