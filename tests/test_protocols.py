@@ -17,9 +17,9 @@ import requests
 from PIL import Image
 from werkzeug.test import Client, EnvironBuilder, TestResponse, run_wsgi_app
 
-from rest_api import gateway
 from rest_api.app import create_app
 from rest_api.bundle import load_bundle
+from rest_api.connection import BUSY, overloaded
 from rest_api.schema import classifying_route
 from rest_api.settings import DEFAULT_MODEL, Settings
 from tests.support import FROG, encode, picture, post, rename, server
@@ -428,7 +428,7 @@ def test_gateway_knows_the_routes_that_classify():
 
 
 def test_refusal_of_the_gateway_has_the_form_that_the_clients_of_its_path_read():
-    refuse = create_app().refuse(gateway.overloaded())
+    refuse = create_app().refuse(overloaded())
 
     def body(path: str) -> dict:
         parts, status, headers = run_wsgi_app(refuse, EnvironBuilder(path).get_environ())
@@ -436,5 +436,5 @@ def test_refusal_of_the_gateway_has_the_form_that_the_clients_of_its_path_read()
         assert headers["Retry-After"] == "1"
         return json.loads(b"".join(parts))
 
-    assert body(INFER) == body(PREDICT) == {"error": gateway.BUSY}
+    assert body(INFER) == body(PREDICT) == {"error": BUSY}
     assert body("/predict")["error"]["code"] == "overloaded"
