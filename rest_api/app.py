@@ -73,6 +73,7 @@ def run_process(
     """What each process of the server does: load the models, tell the parent, answer."""
     from rest_api import telemetry
     from rest_api.gateway import Gateway
+    from rest_api.images import silence_pillow
 
     for each in STOPS:
         signal.signal(each, signal.SIG_DFL)  # nothing is lost before it serves
@@ -81,6 +82,7 @@ def run_process(
     accept_signals()
     logging.basicConfig(format="%(message)s", stream=sys.stdout)
     logging.getLogger("rest_api").setLevel(logging.INFO)
+    silence_pillow()
     telemetry.count_as(number)
     draining = threading.Event()
     try:
