@@ -5,6 +5,7 @@ import copy
 import inspect
 import logging
 import re
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -54,6 +55,7 @@ class App(Flask):
         self.settings = settings
         self.draining = draining  # whether the server is about to stop
         self.models: dict[str, LoadedModel] = {}  # by name, the default first
+        self.reloading = threading.Lock()
         self.description = b""  # of the API, in JSON
         self.wsgi_app = self.wrap(self.wsgi_app)  # type: ignore[method-assign, assignment]
 
@@ -83,7 +85,8 @@ class App(Flask):
     def reload(self) -> None:
         """Load what has changed on disk; where a bundle is bad, keep the old models."""
         try:
-            self.load()
+            with self.reloading:  # else one that has read older files could end last
+                self.load()
         except BundleError as error:
             log.error("The old models stay: %s", error)
             return

@@ -73,14 +73,16 @@ def run_process(
     """What each process of the server does: load the models, tell the parent, answer."""
     from rest_api import telemetry
     from rest_api.gateway import Gateway
+    from rest_api.images import silence_pillow
 
     for each in STOPS:
         signal.signal(each, signal.SIG_DFL)  # nothing is lost before it serves
-    missed = threading.Event()  # a SIGHUP while the bundles are read
-    on_reload(missed.set)
+    missed: list[None] = []  # each a SIGHUP while the bundles are read
+    on_reload(lambda: missed.append(None))  # an Event's lock could not be taken by the next
     accept_signals()
     logging.basicConfig(format="%(message)s", stream=sys.stdout)
     logging.getLogger("rest_api").setLevel(logging.INFO)
+    silence_pillow()
     telemetry.count_as(number)
     draining = threading.Event()
     try:
@@ -88,7 +90,7 @@ def run_process(
     except BundleError as error:
         sys.exit(f"error: {error}")
     on_reload(lambda: threading.Thread(target=app.reload).start())
-    if missed.is_set():
+    if missed:
         app.reload()
     gateway = Gateway(
         app.wsgi_app, app.refuse, settings.threads, settings.queue, settings.max_body, connections

@@ -27,8 +27,10 @@ from rest_api.errors import RequestError
 if TYPE_CHECKING:
     from rest_api.gateway import Gateway
 
-MAX_OVERHEAD = 64 * 2**10  # bytes of a request that are not its body: head, frames of chunks
+MAX_HEAD = 64 * 2**10  # bytes of a request that are not its body: head, frames of chunks
+CHUNK = 64  # bytes of memory that a chunk of a body takes besides its content
 MAX_DISCARDED = 200 * 2**20  # bytes of a body too large that are still read
+BUSY = "The server is busy. Ask again after the seconds that Retry-After gives."
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 Headers = list[tuple[str, str]]
@@ -56,8 +58,7 @@ class Connection(asyncio.Protocol):
         self.last = False  # close after the answer
         self.unread = False  # the client may have sent more than was read
         self.unsent = 0  # bytes of answers that the client had not taken when it was looked at
-        self.held = 0  # of these, what the gateway counts
-        self.reserved = 0  # bytes that the gateway keeps free for the body
+        self.held = 0  # bytes of requests and answers that the gateway counts
         self.begin()
 
     def begin(self) -> None:
@@ -65,16 +66,17 @@ class Connection(asyncio.Protocol):
         self.state = State.IDLE
         self.environ: WSGIEnvironment = {}
         self.target = b""
+        self.head = 0  # bytes of the target and the headers
         self.overhead = 0  # bytes that have come and are not body
         self.keep = -1  # bytes of a body that are kept; -1 until the head has come
-        self.over_budget = False  # there was no memory for the body
         self.chunks: list[bytes] = []
-        self.size = 0  # bytes of the body so far
+        self.size = 0  # bytes of the body so far, kept or not
 
     # Called by asyncio.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
+        self.transport.set_write_buffer_limits(0)  # hear of all that a client does not take
         self.address = (transport.get_extra_info("peername") or ("",))[0]
         self.gateway.connected(self)
 
@@ -96,11 +98,12 @@ class Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self.transport.pause_reading()  # who takes no answers asks for no more
-        self.gateway.hold_unsent(self, self.transport.get_write_buffer_size())
+        if not self.fits():
+            self.transport.abort()
 
     def resume_writing(self) -> None:
         self.transport.resume_reading()
-        self.gateway.hold_unsent(self, 0)
+        self.fits()
 
     # Called by the parser.
 
@@ -109,7 +112,7 @@ class Connection(asyncio.Protocol):
         try:
             self.parser.feed_data(data)
         except HttpParserUpgrade:
-            self.last = self.unread = True  # we may go on in HTTP/1.1, and do
+            pass  # we may go on in HTTP/1.1, and do
         except HttpParserError as error:
             if self.state in (State.ANSWERING, State.DONE):
                 self.last = self.unread = True
@@ -118,9 +121,12 @@ class Connection(asyncio.Protocol):
             else:
                 self.refuse(malformed(str(error)))
         else:
-            if self.overhead > MAX_OVERHEAD + self.size:
-                message = f"Send less than {MAX_OVERHEAD // 2**10} KiB of headers."
-                self.refuse(RequestError(431, "headers_too_large", message))
+            if self.state in (State.ANSWERING, State.DONE):
+                return
+            if self.overhead > MAX_HEAD + self.size:
+                self.refuse(head_too_large())
+            elif not self.fits():
+                self.refuse(overloaded())
 
     def on_message_begin(self) -> None:
         if self.state is not State.IDLE:
@@ -130,8 +136,12 @@ class Connection(asyncio.Protocol):
 
     def on_url(self, part: bytes) -> None:
         self.target += part
+        self.head += len(part)
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        self.head += len(name) + len(value)
+        if self.head > MAX_HEAD:
+            raise head_too_large()
         key = environ_key(name)
         if key and self.keep < 0:  # later, it is a trailer
             text = value.decode("latin-1")
@@ -145,14 +155,18 @@ class Connection(asyncio.Protocol):
             raise malformed(f"its version is {environ['SERVER_PROTOCOL']}")
         environ["REMOTE_ADDR"] = self.address
         environ["PATH_INFO"], environ["QUERY_STRING"] = split_target(self.target)
-        if environ["REQUEST_METHOD"] == "POST" and self.parser.should_upgrade():
-            raise malformed("POST cannot ask for another protocol")  # the parser skips its body
+        if self.parser.should_upgrade():  # the parser skips a body
+            if environ["REQUEST_METHOD"] == "POST":
+                raise malformed("POST cannot ask for another protocol")
+            self.last = self.unread = True
         # What came in chunks will be whole: Flask would take it for endless.
-        chunked = environ.pop("HTTP_TRANSFER_ENCODING", None)
+        if environ.pop("HTTP_TRANSFER_ENCODING", "") and environ["SERVER_PROTOCOL"] == "HTTP/1.0":
+            raise malformed("HTTP/1.0 has no chunks")  # a proxy may have read it otherwise
         length = environ.get("CONTENT_LENGTH", "0")
         if not (length.isdecimal() and len(length) < 20):
             raise malformed("Content-Length must be a number")
-        self.keep = self.gateway.reserve(self, None if chunked else int(length))
+        limit = self.gateway.max_body if environ["REQUEST_METHOD"] == "POST" else 0
+        self.keep = limit if int(length) <= limit else 0
         if environ.get("HTTP_EXPECT", "").lower() == "100-continue":
             self.transport.write(CONTINUE)
 
@@ -174,6 +188,13 @@ class Connection(asyncio.Protocol):
         self.chunks.clear()
         self.gateway.take(self)
 
+    def fits(self) -> bool:
+        """Tell the gateway what is in memory; whether it has room for that."""
+        head = min(self.overhead, MAX_HEAD)
+        body = self.size if self.size <= self.keep else 0
+        unsent = self.transport.get_write_buffer_size()
+        return self.gateway.hold(self, head + body + CHUNK * len(self.chunks) + unsent)
+
     # Called by the gateway.
 
     def refuse(self, error: RequestError) -> None:
@@ -183,18 +204,19 @@ class Connection(asyncio.Protocol):
 
     def send(self, answer: Answer) -> None:
         """Write an answer, then wait for the next request or close."""
-        self.gateway.release(self)
+        environ = self.environ
+        self.begin()  # the request is no longer in memory
+        self.fits()
         if self.lost:
             return
         self.last |= self.gateway.stopping
-        head = response_head(answer, self.environ, self.last)
-        self.transport.writelines([head, answer[2]])
+        head = response_head(answer, environ, self.last)
+        # Not writelines(): in some versions of Python it does not say what is left unsent.
+        self.transport.write(head + answer[2])
         self.unsent = self.transport.get_write_buffer_size()
         self.gateway.wait(self)
         if self.last:
             self.close()
-        else:
-            self.begin()
 
     def close(self) -> None:
         self.state = State.DONE
@@ -230,6 +252,15 @@ def response_head(answer: Answer, environ: WSGIEnvironment, last: bool) -> bytes
     elif environ["SERVER_PROTOCOL"] == "HTTP/1.0":
         lines.append("Connection: keep-alive\r\n")
     return "".join([*lines, "\r\n"]).encode("latin-1")
+
+
+def overloaded() -> RequestError:
+    return RequestError(503, "overloaded", BUSY, {"Retry-After": "1"})  # seconds
+
+
+def head_too_large() -> RequestError:
+    message = f"Send less than {MAX_HEAD // 2**10} KiB of headers."
+    return RequestError(431, "headers_too_large", message)
 
 
 def malformed(what: str) -> RequestError:

@@ -15,7 +15,7 @@ from queue import SimpleQueue
 from typing import Any, NamedTuple
 from wsgiref.types import WSGIApplication, WSGIEnvironment
 
-from rest_api.connection import Answer, Connection, Headers, State
+from rest_api.connection import MAX_HEAD, Answer, Connection, Headers, State, overloaded
 from rest_api.errors import RequestError
 from rest_api.schema import classifying_route
 
@@ -23,12 +23,12 @@ READ_TIMEOUT = 30.0  # seconds for a request to begin, to arrive, and for its an
 STOP_TIMEOUT = 2.5  # the same, once the server stops
 QUEUE_TIMEOUT = 10.0  # seconds that a request waits for its turn
 MAX_BUFFERED = 128 * 2**20  # bytes of requests until they are answered, of answers until taken
+PATIENCE = 10.0  # seconds that a client may keep them in memory where there is too little
 BACKLOG = 1024  # connections that wait to be accepted
 ACCEPTED_AT_ONCE = 8  # connections; those too many are open files for some turns of the loop
 TOO_SLOW = (
     f"The request took over {READ_TIMEOUT:g} seconds to arrive. Send less, or send it faster."
 )
-BUSY = "The server is busy. Ask again after the seconds that Retry-After gives."
 FAILED = "The server failed; its log says why."
 
 log = logging.getLogger("rest_api")
@@ -62,7 +62,7 @@ class Gateway:
     ):
         self.wsgi, self.refuse = wsgi, refuse
         self.max_body = max_body  # bytes to keep of a request; the application refuses a larger one
-        self.max_buffered = max(MAX_BUFFERED, max_body)
+        self.max_buffered = max(MAX_BUFFERED, max_body + MAX_HEAD)
         self.max_connections = max_connections
         self.predictions = self.start_threads(threads, "predict")
         self.others = self.start_threads(1, "other")
@@ -133,9 +133,8 @@ class Gateway:
     def disconnected(self, connection: Connection) -> None:
         self.connections.discard(connection)
         self.waiting.pop(connection, None)
-        self.hold_unsent(connection, 0)
-        if connection.state is not State.ANSWERING:  # else the body is still in memory
-            self.release(connection)
+        if connection.state is not State.ANSWERING:  # else the request is still in memory
+            self.hold(connection, 0)
 
     def wait(self, connection: Connection) -> None:
         """Give the client its time, from now on."""
@@ -145,39 +144,34 @@ class Gateway:
     def too_slow(self) -> RequestError:
         return RequestError(408, "too_slow", TOO_SLOW)
 
-    def reserve(self, connection: Connection, length: int | None) -> int:
-        """How many bytes to keep of a body of `length` bytes, None where that is not known."""
-        limit = self.max_body if connection.environ["REQUEST_METHOD"] == "POST" else 0
-        expected = limit if length is None else length
-        if expected > limit:
-            return 0
-        if self.buffered_bytes + expected > self.max_buffered:
-            connection.over_budget = True
-            return 0
-        self.buffered_bytes += expected
-        connection.reserved = expected
-        return expected
-
-    def release(self, connection: Connection) -> None:
-        """The body is no longer in memory."""
-        self.buffered_bytes -= connection.reserved
-        connection.reserved = 0
-
-    def hold_unsent(self, connection: Connection, size: int) -> None:
-        """Count what the client has not taken of its answers; drop it where that is too much."""
+    def hold(self, connection: Connection, size: int) -> bool:
+        """Count the bytes that a connection keeps in memory; whether there is room for them."""
         self.buffered_bytes += size - connection.held
         connection.held = size
-        if size and self.buffered_bytes > self.max_buffered:
-            connection.transport.abort()
+        if self.buffered_bytes > self.max_buffered:
+            self.make_room()
+        return self.buffered_bytes <= self.max_buffered
+
+    def make_room(self) -> None:
+        """Drop clients that have kept bytes in memory for long, as many as it takes."""
+        due = time.monotonic() - PATIENCE
+        for connection, since in list(self.waiting.items()):
+            if since > due or self.buffered_bytes <= self.max_buffered:
+                return
+            if connection.held:
+                connection.transport.abort()  # it is lost a turn of the loop later
+                self.buffered_bytes -= connection.held
+                connection.held = 0
 
     def take(self, connection: Connection) -> None:
         """Have a thread answer a request that has arrived whole."""
         self.waiting.pop(connection, None)
         deadline = time.monotonic() + QUEUE_TIMEOUT
-        if not classifying_route(connection.environ["PATH_INFO"]):
-            self.others.put(Job(connection, deadline, Connection.send))
-        elif connection.over_budget or not self.slots:
+        classifies = classifying_route(connection.environ["PATH_INFO"])
+        if not connection.fits() or (classifies and not self.slots):
             connection.send(self.refusal(overloaded(), connection.environ))
+        elif not classifies:
+            self.others.put(Job(connection, deadline, Connection.send))
         else:
             self.slots -= 1
             self.predictions.put(Job(connection, deadline, self.predicted))
@@ -208,9 +202,9 @@ class Gateway:
         if job.connection.lost:
             return 499, [], b""  # nobody waits for it
         environ = job.connection.environ
-        if time.monotonic() > job.deadline:
-            return self.refusal(overloaded(), environ)
         try:
+            if time.monotonic() > job.deadline:
+                return self.refusal(overloaded(), environ)
             return call_wsgi(self.wsgi, self.environ | environ)
         except Exception:
             log.exception("The application failed.")
@@ -219,10 +213,6 @@ class Gateway:
     def refusal(self, error: RequestError, environ: WSGIEnvironment) -> Answer:
         """The answer to a request of which no more than `environ` is known."""
         return call_wsgi(self.refuse(error), self.environ | environ)
-
-
-def overloaded() -> RequestError:
-    return RequestError(503, "overloaded", BUSY, {"Retry-After": "1"})  # seconds
 
 
 def call_wsgi(wsgi: WSGIApplication, environ: WSGIEnvironment) -> Answer:

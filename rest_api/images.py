@@ -5,6 +5,7 @@ import io
 import itertools
 import math
 import struct
+import warnings
 import zlib
 from collections.abc import Sequence
 from functools import cache
@@ -49,6 +50,15 @@ DECODING_ERRORS = (
     struct.error,
     zlib.error,
 )
+
+
+def silence_pillow() -> None:
+    """Have a process say nothing of odd files, which are read anyway.
+
+    Python keeps every warning that it has shown, and a file chooses what some of Pillow's say: they
+    would fill log and memory.
+    """
+    warnings.filterwarnings("ignore", module="PIL")
 
 
 def decode(data: bytes, image_size: int, max_pixels: int = Settings.max_pixels) -> Image.Image:

@@ -11,7 +11,6 @@ import io
 import json
 import os
 import sys
-import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,6 +23,7 @@ from tqdm import tqdm
 from rest_api.bundle import FILENAMES, BundleError
 from rest_api.classifier import LoadedModel, Prediction, load_model
 from rest_api.errors import RequestError
+from rest_api.images import silence_pillow
 from rest_api.settings import DEFAULT_MODEL, option_of
 
 MANY = 20  # files from which on there is a progress bar
@@ -161,7 +161,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
-    warnings.filterwarnings("ignore", module="PIL")  # of large or odd files, which are read anyway
+    silence_pillow()
     threads = os.cpu_count() or 1
     try:
         model = load_model(args.model, args.engine, threads, args.max_pixels)

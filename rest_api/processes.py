@@ -47,16 +47,23 @@ class Slot:
         self.number, self.bind = number, bind
         self.socket = bind()
         self.process: BaseProcess | None = None
-        self.failures = 0  # processes in a row that have died before they served
+        self.failures = 0  # starts in a row after which none has served
         self.due = 0.0  # when to start the next
 
     def start(self, work: Work) -> None:
         self.news, told = multiprocessing.Pipe(duplex=False)
         self.serves = False
-        self.process = CONTEXT.Process(target=work, args=(self.number, self.socket, told))
-        with signals_held():
-            self.process.start()
-        told.close()
+        process = CONTEXT.Process(target=work, args=(self.number, self.socket, told))
+        try:
+            with signals_held():
+                process.start()
+        except OSError as error:  # no memory is left, or no process allowed
+            self.news.close()
+            self.plan_next(f"cannot be started ({error})")
+        else:
+            self.process = process
+        finally:
+            told.close()
 
     def look(self) -> int | None:
         """Hear whether the process serves; if it has died, plan the next and tell its status."""
@@ -70,10 +77,10 @@ class Slot:
             self.process.close()
             self.process = None
             self.news.close()
-            self.plan_next(status)
+            self.plan_next(f"has died ({status})")
         return status
 
-    def plan_next(self, status: int) -> None:
+    def plan_next(self, why: str) -> None:
         self.failures = 0 if self.serves else self.failures + 1
         pause = PAUSES[min(self.failures, len(PAUSES) - 1)]
         if pause:
@@ -81,7 +88,7 @@ class Slot:
             self.socket = self.bind()
         self.due = time.monotonic() + pause
         when = f"in {pause:g} s" if pause else "now"
-        log.error("A server process has died (%d). Another is started %s.", status, when)
+        log.error("A server process %s. Another is started %s.", why, when)
 
 
 def supervise(work: Work, bind: Bind, number: int, grace: float) -> int:

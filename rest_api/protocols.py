@@ -44,7 +44,8 @@ T = TypeVar("T")
 HEADER_LENGTH = "Inference-Header-Content-Length"  # bytes of JSON before those of the tensors
 OPEN_INFERENCE, TENSORFLOW_SERVING = "Open Inference Protocol v2", "TensorFlow Serving"
 OUTPUTS = {"probabilities": "FP32", "label": "BYTES", "uncertain": "BOOL", "none_of_these": "BOOL"}
-Shape = Annotated[list[Annotated[int, Meta(ge=1)]], Meta(min_length=1)]
+# Few, for their product is computed: that of many takes minutes.
+Shape = Annotated[list[Annotated[int, Meta(ge=1)]], Meta(min_length=1, max_length=8)]
 
 
 class Part(BaseConverter):
@@ -84,7 +85,7 @@ class InferRequest(msgspec.Struct):
     """One input: `image` of BYTES, or `pixels` of UINT8."""
 
     inputs: Annotated[list[Tensor], Meta(min_length=1, max_length=1)]
-    outputs: list[RequestedOutput] | None = None
+    outputs: Annotated[list[RequestedOutput], Meta(max_length=len(OUTPUTS))] | None = None
     parameters: Parameters | None = None
     id: str | None = None
 
@@ -221,7 +222,9 @@ def images_in(tensor: Tensor, binary: bytes, bundle: Bundle, limit: int) -> list
             return [base64.b64decode(text, validate=True) for text in texts]
         if (tensor.name, tensor.datatype) == ("pixels", "UINT8"):
             check_number(tensor.shape[0], limit)
-            sent = np.frombuffer(binary, np.uint8) if tensor.data is None else np.array(tensor.data)
+            # As objects: of strings, NumPy would give each the room of the longest.
+            given = tensor.data
+            sent = np.frombuffer(binary, np.uint8) if given is None else np.array(given, object)
             return [as_file(pixels, bundle) for pixels in sent.reshape(tensor.shape)]
     except (ValueError, TypeError) as error:
         problem = error
@@ -352,7 +355,7 @@ def square_shape(bundle: Bundle) -> tuple[int, int, int]:
 def as_file(pixels: np.ndarray, bundle: Bundle) -> bytes:
     """A square as an image file that holds the same pixels. Raises ValueError."""
     shape = square_shape(bundle)
-    if pixels.shape != shape or not set(np.unique(pixels)) <= set(range(256)):
+    if pixels.shape != shape or not set(pixels.ravel().tolist()) <= set(range(256)):
         raise ValueError(f"pixels are whole numbers from 0 to 255, of the shape {list(shape)}")
     file = io.BytesIO()
     Image.fromarray(pixels.astype(np.uint8)).save(file, "PNG", compress_level=0)

@@ -30,7 +30,15 @@ from PIL import AvifImagePlugin
 
 from rest_api.bundle import View, sizes_of
 from rest_api.errors import RequestError
-from rest_api.images import MAX_SIDE, SPARE, START_OF_SCAN, decode, to_views, too_complex
+from rest_api.images import (
+    MAX_SIDE,
+    SPARE,
+    START_OF_SCAN,
+    decode,
+    silence_pillow,
+    to_views,
+    too_complex,
+)
 
 MAX_SECONDS = 2.0  # of CPU, for the images of a request
 # For an image, whatever it waits for. Windows has no timer of CPU, and this alone.
@@ -109,7 +117,8 @@ def size_of_plain_jpeg(data: bytes) -> tuple[int, int]:
         if prefix != 0xFF or at > CHEAP_HEADER:
             break
         if kind == START_OF_SCAN[1]:
-            if frame is None or data[at + 4] != frame[2]:  # not all components: there are more
+            (components,) = struct.unpack_from("B", data, at + 4)
+            if frame is None or components != frame[2]:  # not all of them: there are more scans
                 break
             return frame[1], frame[0]
         if kind in (0xC0, 0xC1) and frame is None:  # sequential, Huffman-coded
@@ -234,6 +243,7 @@ def exchange(
 def main() -> None:
     """In the other process: answer until there is no one to ask."""
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # on many cores their stacks would take the memory
+    silence_pillow()
     source, sink = sys.stdin.buffer, sys.stdout.buffer
     give_up_rights()
     sink.write(b"ready\n")

@@ -2,6 +2,7 @@
 
 import hmac
 from collections.abc import Iterable
+from ipaddress import AddressValueError, IPv6Address, IPv6Network
 from typing import Any
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
@@ -44,13 +45,11 @@ PREFLIGHT = [
 
 def init_app(app: Flask, settings: Settings) -> None:
     """Ask for keys, limit the rate and trust proxies, where the settings say so."""
-    if settings.api_keys:
-        app.before_request(lambda: check_key(settings.api_keys))
     if settings.proxies:
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=settings.proxies)  # type: ignore[method-assign]
     if settings.rate_limit:
         limiter = Limiter(
-            get_remote_address,
+            client,
             app=app,
             default_limits=[settings.rate_limit],
             storage_uri=settings.rate_storage,
@@ -59,6 +58,18 @@ def init_app(app: Flask, settings: Settings) -> None:
             headers_enabled=True,
         )
         limiter.request_filter(lambda: not is_for(*CLASSIFYING))
+    if settings.api_keys:  # after the limit, which counts those who try keys
+        app.before_request(lambda: check_key(settings.api_keys))
+
+
+def client() -> str:
+    """Whose requests are counted together: an IPv4 address, or the 64 bits of a network in IPv6."""
+    text = get_remote_address()
+    try:
+        address = IPv6Address(text)
+    except AddressValueError:
+        return text
+    return str(address.ipv4_mapped or IPv6Network((address.packed, 64), strict=False))
 
 
 def is_for(*routes: str) -> bool:

@@ -458,6 +458,24 @@ def test_rate_limit_counts_those_behind_a_trusted_proxy_apart():
     assert statuses(0) == [200, 429, 429]  # without one, anybody could write that header
 
 
+def test_rate_limit_counts_the_addresses_of_a_clients_ipv6_network_together():
+    client = create_app(Settings(rate_limit="2/minute", proxies=1)).test_client()
+    statuses = [
+        client.post("/predict", data=b"", headers={"X-Forwarded-For": address}).status_code
+        for address in (
+            *("2001:db8::1", "2001:db8::ffff:0:2", "2001:db8::3", "2001:db8:0:1::1"),
+            *("::ffff:192.0.2.1", "192.0.2.1", "::ffff:192.0.2.1", "::ffff:192.0.2.2"),
+        )
+    ]
+    assert statuses == [400, 400, 429, 400, 400, 400, 429, 400]
+
+
+def test_rate_limit_counts_those_who_try_keys():
+    client = create_app(Settings(rate_limit="2/minute", api_keys=("secret",))).test_client()
+    tried = [client.post("/predict", headers={"X-API-Key": key}) for key in ("a", "b", "secret")]
+    assert [response.status_code for response in tried] == [401, 401, 429]
+
+
 def test_cors_is_off_unless_an_origin_is_named(client):
     origin = {"Origin": "https://shop.example"}
     assert "Access-Control-Allow-Origin" not in client.get("/models", headers=origin).headers

@@ -5,10 +5,13 @@ import json
 import random
 import shutil
 import sys
+import threading
+import time
 from types import SimpleNamespace
 
 import pytest
 
+from rest_api import api, telemetry
 from rest_api.app import create_app
 from rest_api.bundle import BundleError, OodScore, View, load_bundle
 from rest_api.classifier import load_models
@@ -185,6 +188,27 @@ def test_reload_of_a_bad_bundle_keeps_the_old_models(bundle):
     edit(bundle, files=[])
     app.reload()
     assert app.test_client().get("/models").get_json()["models"][0]["name"] == "cifar10"
+
+
+def test_of_two_reloads_at_once_the_last_to_read_is_served(monkeypatch):
+    app = create_app()
+    versions = iter(("older", "newer"))
+    begun = threading.Event()
+
+    def load_models(_):
+        version = next(versions)
+        begun.set()
+        time.sleep(0.3 if version == "older" else 0)
+        return {"model": SimpleNamespace(bundle=SimpleNamespace(version=version))}
+
+    monkeypatch.setattr(api, "load_models", load_models)
+    monkeypatch.setattr(telemetry, "count_models", lambda *_: None)
+    first = threading.Thread(target=app.reload)
+    first.start()
+    assert begun.wait(10)
+    app.reload()
+    first.join()
+    assert app.models["model"].bundle.version == "newer"
 
 
 def test_network_that_does_not_run_is_refused_in_one_line(bundle):

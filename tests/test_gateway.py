@@ -6,6 +6,7 @@ import socket
 import struct
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.client import HTTPResponse
@@ -237,6 +238,7 @@ def test_old_clients_connection_is_kept_only_where_it_asks(version, kept):
         request(transfer_encoding="chunked") + b"ffffffffffffffffff\r\n",
         request(transfer_encoding="chunked") + b"xyz\r\n",
         request(b"abc", connection="Upgrade", upgrade="h2c"),
+        request(transfer_encoding="chunked").replace(b"/1.1", b"/1.0") + b"0\r\n\r\n",
     ],
 )
 def test_malformed_request_is_refused_and_logged_in_a_short_line(sent, caplog):
@@ -259,6 +261,34 @@ def test_endless_headers_are_refused():
         for sent in (b"GET / HTTP/1.1\r\n" + header * 200, trailers, frames):
             assert code(ask(server.port, sent)) == "431 headers_too_large"
         assert server.gateway.buffered_bytes == 0
+
+
+def test_endless_headers_that_come_at_once_are_refused_once(caplog):
+    sent = request(path="/file", method="GET", x_long="x" * 100_000)
+    with gate() as server, connect(server.port) as client:
+        client.sendall(sent)
+        assert code(answer_of(client)) == "431 headers_too_large"
+        assert ask(server.port, request(b"abc"))[0] == 200
+        assert client.recv(1) == b""
+    assert not caplog.records
+
+
+def test_what_follows_an_upgrade_is_no_request_even_where_the_server_is_busy():
+    def wsgi(environ, start_response):
+        assert leave.wait(30)
+        return application(environ, start_response)
+
+    leave = threading.Event()
+    upgrade = {"connection": "Upgrade", "upgrade": "h2c"}
+    with gate(wsgi) as server, connect(server.port) as busy, connect(server.port) as client:
+        busy.sendall(request(b"x"))
+        until(lambda: server.gateway.slots == 0)
+        client.sendall(request(method="GET", **upgrade, content_length="99"))
+        assert code(answer_of(client)) == "503 overloaded"
+        client.sendall(request(method="GET"))
+        assert is_closed(client)
+        leave.set()
+        assert answer_of(busy)[0] == 200
 
 
 def test_silent_client_is_closed_and_slow_one_told_so(monkeypatch):
@@ -389,20 +419,83 @@ def test_refusal_carries_the_headers_of_every_answer_and_is_logged(monkeypatch, 
     assert (line["id"], line["route"], line["status"]) == ("abc-1", "/predict", 503)
 
 
-def test_requests_that_are_being_sent_hold_a_limited_memory(monkeypatch):
-    monkeypatch.setattr(gateway, "MAX_BUFFERED", 200)
-    with gate(threads=3) as server:
-        clients = [connect(server.port) for _ in range(3)]
-        for number, client in enumerate(clients):
-            client.sendall(request(b"x" * 90)[:-1])
-            until(lambda held=number: len(server.gateway.waiting) > held)
-            time.sleep(0.05)
+def test_bodies_that_are_announced_and_not_sent_keep_nobody_out():
+    with gate(max_body=2**20, max_connections=200) as server:
+        clients = [connect(server.port) for _ in range(gateway.MAX_BUFFERED // 2**20)]
         for client in clients:
+            client.sendall(request(content_length=str(2**20)) + b"x")
+        until(lambda: all(each.keep > 0 for each in server.gateway.connections))
+        assert ask(server.port, request(b"abc"))[2] == b"3:abc"
+        for client in clients:
+            client.close()
+
+
+def test_requests_that_are_being_sent_hold_a_limited_memory():
+    with gate() as server:
+        server.gateway.max_buffered = 800
+        clients = [connect(server.port) for _ in range(4)]
+        for client in clients[:3]:
+            client.sendall(request(b"x" * 90)[:-1])
+        until(lambda: server.gateway.buffered_bytes > 600)
+        clients[3].sendall(request(b"x" * 90)[:-1])
+        assert code(answer_of(clients[3])) == "503 overloaded"
+        for client in clients[:3]:
             client.sendall(b"x")
-        assert [answer_of(client)[0] for client in clients] == [200, 200, 503]
+            assert answer_of(client)[0] == 200
         assert server.gateway.buffered_bytes == 0
         for client in clients:
             client.close()
+
+
+def test_who_keeps_memory_for_long_makes_room_for_others(monkeypatch):
+    monkeypatch.setattr(gateway, "PATIENCE", 0.2)
+    with gate() as server, connect(server.port) as slow, connect(server.port) as quick:
+        server.gateway.max_buffered = 250
+        slow.sendall(request(b"x" * 90)[:-1])
+        until(lambda: server.gateway.buffered_bytes > 100)
+        time.sleep(0.3)
+        quick.sendall(request(b"x" * 90))
+        assert answer_of(quick)[0] == 200
+        assert is_closed(slow)
+        assert server.gateway.buffered_bytes == 0
+
+
+@contextmanager
+def traced() -> Iterator[None]:
+    tracemalloc.start()
+    try:
+        yield
+    finally:
+        tracemalloc.stop()
+
+
+def test_body_of_tiny_chunks_is_counted_with_what_they_take():
+    def chunks(size: int) -> bytes:
+        chunk = b"%x\r\n%s\r\n" % (size, bytes(size))
+        return request(transfer_encoding="chunked") + chunk * (10**6 // size) + b"0\r\n\r\n"
+
+    with gate(max_body=10**6) as server:
+        server.gateway.max_buffered = 2 * 10**6
+        assert ask(server.port, chunks(1000))[2].startswith(b"1000000:")
+        assert code(ask(server.port, chunks(5))) == "503 overloaded"
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"), [(request(b"x" * 10**7) + b"more", 200), (request(b"x" * 10**7)[:-1], 408)]
+)
+def test_body_is_gone_once_it_is_answered_whoever_stays_connected(sent, status, monkeypatch):
+    def wsgi(environ, start_response):
+        start_response("200 OK", [])
+        return [b"thanks"]
+
+    monkeypatch.setattr(gateway, "READ_TIMEOUT", 1.0)
+    with gate(wsgi, max_body=10**7) as server, connect(server.port) as client, traced():
+        before, _ = tracemalloc.get_traced_memory()
+        client.sendall(sent)
+        assert answer_of(client)[0] == status
+        ask(server.port, request(b"x"))  # the thread forgets the request before
+        assert server.gateway.connections
+        assert tracemalloc.get_traced_memory()[0] - before < 10**6
 
 
 def test_stop_closes_idle_connections_and_answers_what_was_accepted():

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -19,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.robustness.attack import kills
+from benchmarks.robustness.bombs import jpeg_segments
 from benchmarks.robustness.hostile_clients import CLIENTS
 from benchmarks.robustness.overload import picture
 from benchmarks.serving.load import family, free_port, multipart, open_files, resident_megabytes
@@ -377,6 +379,22 @@ def test_soak_leaves_memory_flat_and_no_file_open():
         many(1500)
         assert resident_megabytes(process.pid) < 1.05 * memory
         assert open_files(process.pid) <= files
+
+
+def test_what_pillow_says_of_odd_files_is_not_logged():
+    def frog_of_orientations(number: int) -> bytes:  # each with a warning of its own
+        entry = struct.pack("<IHHHIII", 8, 1, 274, 3, number, 26, 0)
+        exif = b"Exif\0\0II*\0" + entry + bytes(2 * number)
+        return jpeg_segments(FROG.read_bytes(), (0xE1, exif))
+
+    with server("--workers", "1") as (process, port):
+        for number in (3, 4):
+            data, headers = frog_of_orientations(number), {"Content-Type": "image/jpeg"}
+            request = urllib.request.Request(f"http://127.0.0.1:{port}/predict", data, headers)
+            urllib.request.urlopen(request, timeout=30).close()
+        log = process.stdout.read()
+    assert log.count("/predict") == 2
+    assert "Warning" not in log
 
 
 def test_keys_of_the_environment_and_of_a_file_are_asked_for(tmp_path, monkeypatch):

@@ -85,7 +85,7 @@ def test_process_that_can_no_longer_load_does_not_end_the_others(tmp_path):
     process = start(tmp_path, good_starts=1)
     assert {process.stdout.readline() for _ in range(2)} == {"serves 0\n", "serves 1\n"}
     os.kill(children(process)[1], signal.SIGKILL)
-    until(lambda: starts(tmp_path, 1) == 4)
+    until(lambda: starts(tmp_path, 1) == 5)
     assert process.poll() is None
     assert starts(tmp_path, 0) == 1
     process.terminate()
@@ -117,9 +117,24 @@ def test_pauses_grow_only_while_processes_die_before_they_serve():
     pauses = []
     for serves in (True, False, False, False, False, True, False):
         slot.serves = serves
-        slot.plan_next(1)
+        slot.plan_next("has died (1)")
         pauses.append(round(slot.due - time.monotonic(), 1))
     assert pauses == [0, 0, 0.5, 1, 2, 0, 0]
+    slot.socket.close()
+
+
+def test_process_that_cannot_be_started_is_started_later(monkeypatch, caplog):
+    slot = Slot(0, socket.socket)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fork", lambda: (_ for _ in ()).throw(BlockingIOError("no more")))
+        slot.start(lambda *_: None)
+    assert slot.process is None
+    assert slot.due <= time.monotonic()
+    assert "cannot be started (no more)" in caplog.text
+    slot.start(lambda *_: time.sleep(60))
+    assert slot.look() is None
+    slot.process.kill()
+    until(lambda: slot.look() is not None)
     slot.socket.close()
 
 

@@ -6,6 +6,7 @@ import json
 import shutil
 import socket
 import struct
+import tracemalloc
 from collections.abc import Iterator
 from http.client import HTTPResponse
 from pathlib import Path
@@ -16,9 +17,9 @@ import requests
 from PIL import Image
 from werkzeug.test import Client, EnvironBuilder, TestResponse, run_wsgi_app
 
-from rest_api import gateway
 from rest_api.app import create_app
 from rest_api.bundle import load_bundle
+from rest_api.connection import BUSY, overloaded
 from rest_api.schema import classifying_route
 from rest_api.settings import DEFAULT_MODEL, Settings
 from tests.support import FROG, encode, picture, post, rename, server
@@ -269,6 +270,10 @@ def test_only_the_outputs_that_are_asked_for_are_sent(client):
         (squares([0] * 17 * NUMBERS, [17, SIDE, SIDE, 3]), 413, "17 images are too many"),
         (squares(["0"] * NUMBERS, [1, SIDE, SIDE, 3]), 400, "whole numbers from 0 to 255"),
         (squares([0] * NUMBERS, [-1, SIDE, SIDE, 3]), 400, "Expected `int` >= 1"),
+        (squares([0] * NUMBERS, [1, 10**18, SIDE, 3]), 400, "Send image files"),
+        (squares([0] * NUMBERS, [2**60] * 9), 400, "length <= 8"),
+        (squares([[]] * SIDE, [1, SIDE, SIDE, 3]), 400, "cannot reshape"),
+        (files(BASE64, outputs=[{"name": "label"}] * 5), 400, "length <= 4"),
     ],
 )
 def test_bad_request_for_inference_is_refused_with_what_would_be_right(
@@ -293,6 +298,16 @@ def test_bad_request_for_inference_is_refused_with_what_would_be_right(
 )
 def test_bad_instances_are_refused_with_what_would_be_right(instances, status, text, client):
     assert text in refused(client.post(PREDICT, json={"instances": instances}), status)
+
+
+def test_long_string_among_many_takes_no_more_memory_than_it_has(client):
+    sent = squares(["x" * 20_000] + ["y"] * 20_000, [1, SIDE, SIDE, 3])
+    tracemalloc.start()
+    try:
+        assert "cannot reshape" in refused(client.post(INFER, json=sent), 400)
+        assert tracemalloc.get_traced_memory()[1] < 20 * 2**20  # of 1.6 GB for an array of strings
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("content", [b"", b"\1", b"\2\0\0\0x", b"\0\0\0\0x", b"\xff" * 8])
@@ -413,7 +428,7 @@ def test_gateway_knows_the_routes_that_classify():
 
 
 def test_refusal_of_the_gateway_has_the_form_that_the_clients_of_its_path_read():
-    refuse = create_app().refuse(gateway.overloaded())
+    refuse = create_app().refuse(overloaded())
 
     def body(path: str) -> dict:
         parts, status, headers = run_wsgi_app(refuse, EnvironBuilder(path).get_environ())
@@ -421,5 +436,5 @@ def test_refusal_of_the_gateway_has_the_form_that_the_clients_of_its_path_read()
         assert headers["Retry-After"] == "1"
         return json.loads(b"".join(parts))
 
-    assert body(INFER) == body(PREDICT) == {"error": gateway.BUSY}
+    assert body(INFER) == body(PREDICT) == {"error": BUSY}
     assert body("/predict")["error"]["code"] == "overloaded"

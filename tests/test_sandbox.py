@@ -283,4 +283,6 @@ def test_header_is_read_without_surprise_whatever_it_holds():
     for start in (b"\xff\xd8", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"):
         for _ in range(500):
             is_cheap(start + rng.bytes(100), 32, PIXELS)
+    for end in range(1000):  # its scan begins at 608
+        is_cheap(FROG.read_bytes()[:end], 32, PIXELS)
     is_cheap(b"\xff\xd8" + struct.pack(">BBH", 255, 0xC0, 2), 32, PIXELS)
