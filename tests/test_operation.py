@@ -238,7 +238,7 @@ def test_random_kills_lose_few_requests_and_never_end_the_server():
     # Each kill cuts off those who are being answered: four at most.
     assert sum(client.failures.total() for client in clients) <= 8 * 4
     assert sum(client.lost for client in clients) <= 3
-    assert watch.seconds
+    assert max(watch.seconds) < 5
     assert not watch.missed_since  # all are back
 
 
