@@ -11,6 +11,7 @@ import pytest
 from flask.testing import FlaskClient
 from playwright.sync_api import Browser, sync_playwright
 
+from benchmarks.robustness.resume import write_cifar10
 from rest_api.app import create_app
 
 
@@ -23,14 +24,7 @@ def client() -> FlaskClient:
 @pytest.fixture
 def small_cifar(tmp_path: Path) -> Path:
     """A directory in the official format, with 40 random images a file."""
-    rng = np.random.default_rng(0)
-    folder = tmp_path / "cifar-10-batches-py"
-    folder.mkdir()
-    for name in [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]:
-        pixels = rng.integers(0, 256, (40, 3072), dtype=np.uint8)
-        labels = [int(label) for label in np.arange(40) % 10]
-        content = {b"data": pixels, b"labels": labels, b"batch_label": name.encode()}
-        (folder / name).write_bytes(pickle.dumps(content, protocol=2))
+    write_cifar10(tmp_path)
     return tmp_path
 
 

@@ -19,7 +19,8 @@ import pytest
 import yaml
 
 from benchmarks.serving.load import resident_megabytes
-from rest_api.settings import parse_arguments
+from rest_api import gateway, sandbox
+from rest_api.settings import Settings, parse_arguments
 from tests.support import ROOT, ask, free_port, rename, server, wait_for
 
 TOOLS = Path(sys.executable).parent
@@ -260,6 +261,24 @@ def test_tools_find_no_fault(command):
         pytest.skip(f"needs {tool}: pip install -r deploy/requirements.txt")
     run = subprocess.run([TOOLS / tool, *arguments], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_proxy_finds_no_fault_with_its_configuration():
+    if not shutil.which("haproxy"):
+        pytest.skip("needs HAProxy: apt install haproxy")
+    command = ["haproxy", "-c", "-f", "deploy/haproxy.cfg"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "WARNING" not in run.stderr
+
+
+def test_proxy_knows_how_much_a_process_takes_and_how_long():
+    text, settings = (ROOT / "deploy" / "haproxy.cfg").read_text("utf-8"), Settings()
+    (seconds,) = re.findall(r"timeout server (\d+)s", text)
+    assert int(seconds) > gateway.QUEUE_TIMEOUT + sandbox.MAX_SECONDS
+    (each,) = re.findall(r"default-server .* maxconn (\d+)", text)
+    assert int(each) == settings.threads + settings.queue
+    assert "option httpchk GET /health/ready" in text
 
 
 def test_procfile_starts_the_server_on_the_port_of_the_environment():

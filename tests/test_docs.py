@@ -140,7 +140,9 @@ def check(command: list[str]) -> None:
                 check(["python", *after])
             else:
                 parser_of("rest_api.app").parse_args(after)
-        case ["kubectl", "apply", "-f", file] | ["streamlit", "run", file]:
+        case (
+            ["kubectl", "apply", "-f", file] | ["streamlit", "run", file] | ["haproxy", "-f", file]
+        ):
             assert (ROOT / file).exists()
         case ["curl", *words]:
             adapter = create_app().url_map.bind("localhost")

@@ -240,6 +240,31 @@ def test_export_replaces_the_old_bundle_whole(tmp_path):
     assert [path.name for path in folder.iterdir()] == ["model.json"]
 
 
+def test_what_a_killed_export_has_left_is_removed_by_the_next(tmp_path):
+    folder = tmp_path / "bundle"
+    killed = (
+        "import os, sys; from pathlib import Path; from training.files import replacing_folder\n"
+        "with replacing_folder(Path(sys.argv[1])) as new:\n"
+        "    (new / 'model.json').write_text('half'); os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", killed, folder], cwd=ROOT)
+    assert not folder.exists()
+    assert list(tmp_path.rglob("model.json"))
+    with files.replacing_folder(folder) as new:
+        assert not list(new.iterdir())
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_bundle_that_a_killed_export_had_put_aside_comes_back(tmp_path):
+    folder = tmp_path / "bundle"
+    (old := tmp_path / ".bundle.part" / "old").mkdir(parents=True)
+    (old / "model.json").write_text("old")
+    with contextlib.suppress(RuntimeError), files.replacing_folder(folder):
+        raise RuntimeError
+    assert (folder / "model.json").read_text() == "old"
+    assert list(tmp_path.iterdir()) == [folder]
+
+
 def test_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "history.csv"
     path.write_text("old")

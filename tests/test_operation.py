@@ -234,12 +234,14 @@ def test_processes_end_when_their_parent_is_killed():
 
 
 def test_random_kills_lose_few_requests_and_never_end_the_server():
-    clients = kills(10, 8)  # stops the server, which must still be there, at the end
+    clients, watch = kills(10, 8)  # stops the server, which must still be there, at the end
     requests = sum(len(client.seconds) for client in clients)
     assert requests > 50
     # Each kill cuts off those who are being answered: four at most.
     assert sum(client.failures.total() for client in clients) <= 8 * 4
     assert sum(client.lost for client in clients) <= 3
+    assert max(watch.seconds) < 5
+    assert not watch.missed_since  # all are back
 
 
 def listeners(port: int) -> int:

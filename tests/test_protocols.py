@@ -169,6 +169,18 @@ def test_program_of_tensorflow_servings_documentation_runs(port):
     assert BUNDLE.labels[np.argmax(predictions[0])] == "frog"
 
 
+def test_client_of_tensorflow_servings_examples_and_its_curl_are_answered(port):
+    """The lines of its resnet_client.py, and `curl -d`, which calls the JSON a form."""
+    url = f"http://localhost:{port}/v1/models/cifar10:predict"
+    predict_request = '{"instances" : [{"b64": "%s"}]}' % BASE64  # noqa: UP031
+    response = requests.post(url, data=predict_request)
+    response.raise_for_status()
+    prediction = response.json()["predictions"][0]
+    assert BUNDLE.labels[np.argmax(prediction)] == "frog"
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    assert requests.post(url, data=predict_request, headers=form).json() == response.json()
+
+
 def test_every_way_to_send_an_image_gets_what_predict_says(client):
     length = struct.pack("<I", len(PHOTO))
     image = {"name": "image", "datatype": "BYTES", "shape": [1, 1]}

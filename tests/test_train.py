@@ -142,6 +142,16 @@ def data():
     return rng.integers(0, 256, (64, 32, 32, 3), dtype=np.uint8), np.arange(64) % 10
 
 
+def test_history_that_lacks_the_last_epoch_of_the_checkpoint_is_completed(quick, data, tmp_path):
+    recipe = replace(quick, network=partial(vgg, 1))
+    train.train(recipe, data, None, tmp_path, epochs=2)
+    whole = (tmp_path / "history.csv").read_text()
+    lines = whole.splitlines(keepends=True)
+    (tmp_path / "history.csv").write_text("".join(lines[:2]))  # killed between the two files
+    train.train(recipe, data, None, tmp_path, epochs=2)
+    assert (tmp_path / "history.csv").read_text() == whole
+
+
 def test_other_settings_do_not_continue_a_run(quick, data, tmp_path):
     train.train(quick, data, None, tmp_path, seed=0)
     with pytest.raises(train.RunError, match="Continue with the same settings"):

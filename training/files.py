@@ -1,7 +1,7 @@
 """Write files so that a crash never leaves half of one in the place of a good one."""
 
 import contextlib
-import tempfile
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,12 +19,25 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill, which takes the place of `path` if the block ends without error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as scratch:
-        new, old = Path(scratch, "new"), Path(scratch, "old")
-        new.mkdir()
+    """A folder to fill, which takes the place of `path` if the block ends without error.
+
+    It is removed if not, at the latest by the next who replaces `path`: one at a time may do so.
+    """
+    scratch = path.with_name(f".{path.name}.part")
+    new, old = scratch / "new", scratch / "old"
+
+    def clean() -> None:
+        if old.exists() and not path.exists():
+            old.rename(path)
+        if scratch.exists():
+            shutil.rmtree(scratch)
+
+    clean()
+    new.mkdir(parents=True)
+    try:
         yield new
         if path.exists():
             path.rename(old)
         new.rename(path)
+    finally:
+        clean()

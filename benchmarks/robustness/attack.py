@@ -4,7 +4,8 @@ Every hostile client of hostile_clients.py and every generator of hostile_files.
 of two processes, some at a time; meanwhile SIGKILL hits one of its processes at random moments, and
 SIGHUP makes it reload. Prints the good client's requests, how many were lost after one retry, its
 p50 and p99, and the server's memory at a tenth of the time and at the end. `--seconds 1800` is the
-long form; `--kills-only 100` leaves the attack out, and four clients ask without a pause.
+long form; `--kills-only 100` leaves the attack out, while four clients ask without a pause, and
+tells how long the server took to have all processes at work again.
 """
 
 import http.client
@@ -14,8 +15,8 @@ import random
 import signal
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -30,8 +31,11 @@ Work = Callable[[], None]
 
 
 @contextmanager
-def going_on(works: list[Work], pause: float = 0.0) -> Iterator[None]:
-    """Do each of the works again and again, in a thread of its own that may end later."""
+def going_on(works: list[Work], pause: float = 0.0, patience: float = 0.1) -> Iterator[None]:
+    """Do each of the works again and again, each in a thread of its own.
+
+    At the end each thread has `patience` seconds to end what it is doing, then is left alone.
+    """
     stop = threading.Event()
 
     def go_on(work: Work) -> None:
@@ -48,7 +52,7 @@ def going_on(works: list[Work], pause: float = 0.0) -> Iterator[None]:
     finally:
         stop.set()
         for thread in threads:
-            thread.join(0.1)
+            thread.join(patience)
 
 
 def send_hostile_file(address: Address, rng: np.random.Generator) -> None:
@@ -89,8 +93,9 @@ def reload(pid: int) -> None:
 class GoodClient:
     """Asks on connections of its own, and once more where there was no answer of 200."""
 
-    def __init__(self, address: Address):
-        self.address, self.image = address, FROG.read_bytes()
+    def __init__(self, address: Address, keep_alive: bool = False):
+        self.image, self.keep_alive = FROG.read_bytes(), keep_alive
+        self.connection = http.client.HTTPConnection(*address, timeout=15)
         self.seconds: list[float] = []
         self.failures: Counter[str] = Counter()
         self.lost = 0
@@ -105,22 +110,67 @@ class GoodClient:
 
     def failure(self) -> str | None:
         """Why there is no answer of 200, where there is none."""
-        connection = http.client.HTTPConnection(*self.address, timeout=15)
         try:
-            status = post(connection, self.image)
-            return None if status == 200 else str(status)
+            status = post(self.connection, self.image)
+            failure = None if status == 200 else str(status)
         except (OSError, http.client.HTTPException) as error:
-            return type(error).__name__
-        finally:
-            connection.close()
+            failure = type(error).__name__
+        if failure or not self.keep_alive:
+            self.connection.close()  # the next request opens it again
+        return failure
+
+
+def report(clients: Sequence[GoodClient]) -> str:
+    """What came of all their requests."""
+    seconds = [each for client in clients for each in client.seconds]
+    failures = sum((client.failures for client in clients), Counter[str]())
+    kinds = ", ".join(f"{count} x {kind}" for kind, count in failures.items()) or "none"
+    p50, p99 = np.percentile(seconds, (50, 99))
+    share, lost = failures.total() / len(seconds), sum(client.lost for client in clients)
+    return (
+        f"{len(seconds)} requests; failed at first: {kinds} ({share:.2%}); lost after one retry: "
+        f"{lost}; p50 {1000 * p50:.0f} ms, p99 {1000 * p99:.0f} ms, longest {max(seconds):.2f} s"
+    )
+
+
+class Watch:
+    """For how long each process of a server that died was missed, until another served."""
+
+    def __init__(self, pid: int):
+        self.pid, self.at_work = pid, processes_at_work(pid)
+        self.missed_since: deque[float] = deque()
+        self.seconds: list[float] = []
+
+    def look(self) -> None:
+        now, at_work = time.monotonic(), processes_at_work(self.pid)
+        self.missed_since.extend(now for _ in self.at_work - at_work)
+        self.seconds += [now - self.missed_since.popleft() for _ in at_work - self.at_work]
+        self.at_work = at_work
 
     def report(self) -> str:
         p50, p99 = np.percentile(self.seconds, (50, 99))
-        failures = ", ".join(f"{count} x {name}" for name, count in self.failures.items()) or "none"
         return (
-            f"{len(self.seconds)} requests; failed at first: {failures}; lost after one retry: "
-            f"{self.lost}; p50 {1000 * p50:.0f} ms, p99 {1000 * p99:.0f} ms"
+            f"{len(self.seconds)} processes died at work; another was at work after "
+            f"p50 {p50:.2f} s, p99 {p99:.2f} s, at most {max(self.seconds):.2f} s; "
+            f"still missed: {len(self.missed_since)}"
         )
+
+
+def processes_at_work(pid: int) -> set[int]:
+    return {each for each in server_processes(pid) if is_at_work(each)}
+
+
+def is_at_work(process: int) -> bool:
+    """Whether a process of the server serves: it handles SIGTERM from then on."""
+    try:
+        status = Path(f"/proc/{process}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    caught, blocked = (
+        int(status.partition(f"{name}:")[2].split()[0], 16) >> (signal.SIGTERM - 1) & 1
+        for name in ("SigCgt", "SigBlk")
+    )
+    return bool(caught and not blocked)  # at first it has its parent's handlers, blocked
 
 
 def harm(address: Address, each: int, seed: int) -> None:
@@ -154,17 +204,23 @@ def attack(seconds: float, each: int, kill_every: float, seed: int = 0) -> GoodC
     return good
 
 
-def kills(seconds: float, number: int, seed: int = 0) -> list[GoodClient]:
-    """Four clients that ask without a pause, while SIGKILL hits processes `number` times."""
+def kills(seconds: float, number: int, seed: int = 0) -> tuple[list[GoodClient], Watch]:
+    """Four clients that ask without a pause, while SIGKILL hits processes at `number` moments."""
     choose = random.Random(seed)  # noqa: S311
+    moments = sorted(choose.uniform(0, seconds) for _ in range(number))
     with serving(own_server("--workers", "2")) as (url, pid):
         host, port = url.removeprefix("http://").split(":")
         clients = [GoodClient((host, int(port))) for _ in range(4)]
-        with going_on([client.ask for client in clients]):
-            for _ in range(number):
-                time.sleep(seconds / number)
+        while len(processes_at_work(pid)) < 2:
+            time.sleep(0.01)
+        watch, start = Watch(pid), time.monotonic()
+        works: list[Work] = [client.ask for client in clients]
+        with going_on([watch.look], 0.005), going_on(works, patience=60):
+            for moment in moments:
+                time.sleep(max(0, start + moment - time.monotonic()))
                 kill_one(pid, choose, 0.0)
-    return clients
+            time.sleep(2)
+    return clients, watch
 
 
 def main() -> None:
@@ -179,10 +235,10 @@ def main() -> None:
     )
     args = parser.parse_args()
     if args.kills_only:
-        for number, client in enumerate(kills(args.seconds, args.kills_only), 1):
-            print(f"client {number}: {client.report()}")
+        clients, watch = kills(args.seconds, args.kills_only)
+        print(report(clients), watch.report(), sep="\n")
     else:
-        print(attack(args.seconds, args.each, args.kill_every).report())
+        print(report([attack(args.seconds, args.each, args.kill_every)]))
 
 
 if __name__ == "__main__":

@@ -75,6 +75,7 @@ def train(
     run.mkdir(parents=True, exist_ok=True)
     if (run / CHECKPOINT).exists():
         state, averages = restore_checkpoint(run / CHECKPOINT, network, state.settings, averages)
+        write_history(run / HISTORY, state.history)  # it may lack the epoch of the checkpoint
     first, before = state.epoch, state.seconds
 
     begin = total_steps - recipe.lookahead_epochs * steps_per_epoch

@@ -259,6 +259,7 @@ def transfer(
     found, dataset = gather(folder, background, seed)
     text = inspect.report(found, seed)
     print(text, flush=True)
+    keras.utils.set_random_seed(seed)  # for weights and dropout of the backbone
     maps = load_backbone(backbone, weights, width=width)
     image_size = image_size or BACKBONES[backbone].image_size
     task = Task(dataset, maps, image_size, tuple(views), tuning, seed, runs)
