@@ -197,8 +197,9 @@ def run(
             with tqdm(total=images, unit="img") as bar:
                 for batch in done.iter_batches(batch_size=1, prefetch_batches=0):
                     bar.update(int(batch["images"].sum()))
-    except (ray.exceptions.RayError, ConnectionError, RuntimeError) as error:
-        raise JobError(f"the job on {address} stopped: {reason(error)}") from error
+    except (ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError) as error:
+        last = str(error).strip().splitlines()[-1]  # below the traceback of the node
+        raise JobError(f"the job on {address} stopped: {last}") from error
 
 
 @contextmanager
