@@ -209,7 +209,7 @@ def classify_on_cluster(args: argparse.Namespace) -> None:
     except manifest.JobError as error:
         sys.exit(f"error: {error}")
     if number:
-        sys.exit(f"{number} files could not be read. Try them again: --retry-errors")
+        sys.exit(f"Files that could not be read: {number}. --retry-errors tries them again.")
 
 
 def main() -> None:

@@ -97,7 +97,7 @@ def test_killed_job_goes_on_to_the_answers_of_the_plain_command(cluster, photos,
     assert status == 1
     assert lines == [
         f"{photos}/cut.jpg: The JPEG file is truncated, damaged or too large.",
-        "1 files could not be read. Try them again: --retry-errors",
+        "Files that could not be read: 1. --retry-errors tries them again.",
     ]
     assert finished(output).items() >= done.items()  # nothing was done again
     paths = sorted(map(str, photos.iterdir()))
