@@ -146,7 +146,7 @@ def classify_on_cluster(
             run(address, left, images, Classifier, (files, job.engine, job.max_pixels, output))
         for path, error, _ in failures_in(output):
             yield path, error
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeError) as error:  # a name that is not UTF-8
         raise JobError(f"{output}: {reason(error)}.") from error
 
 

@@ -173,14 +173,15 @@ def part_name(number: int) -> str:
 
 
 def drop_repeats(parts: int, output: str) -> int:
-    """Leave out what was listed before; returns how often. Holds 8 bytes a path."""
+    """Leave out what was listed before; returns how often. Holds 16 bytes a path."""
 
     def part(number: int) -> np.ndarray:  # of str
         return np.array(read_manifest(output, part_name(number)).to_pylist(), object)
 
     digests = [hash_array(part(number), categorize=False) for number in range(parts)]
-    digest = np.sort(np.concatenate([np.array([], np.uint64), *digests]))
-    twice = digest[1:][digest[1:] == digest[:-1]]
+    sorted_digests = np.concatenate([np.array([], np.uint64), *digests])
+    sorted_digests.sort()
+    twice = sorted_digests[1:][sorted_digests[1:] == sorted_digests[:-1]]
     seen: set[str] = set()
     dropped = 0
     for number in range(parts) if len(twice) else ():
