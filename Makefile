@@ -58,7 +58,7 @@ bench: .venv/test $(RIVALS:benchmarks/serving/rivals/%.txt=.bench/%/done) ## mea
 	$(PIP) -r rest_api/requirements.txt -r training/requirements.txt
 	touch $@ .venv/serve
 
-.venv/test: requirements.txt rest_api/requirements.txt training/requirements.txt tests/requirements.txt deploy/requirements.txt examples/requirements.txt | .venv/bin/python
+.venv/test: requirements.txt rest_api/requirements.txt rest_api/requirements-cluster.txt training/requirements.txt tests/requirements.txt deploy/requirements.txt examples/requirements.txt | .venv/bin/python
 	$(check_tensorflow)
 	$(PIP) -r requirements.txt -r deploy/requirements.txt -r examples/requirements.txt
 	touch $@ .venv/serve .venv/train

@@ -12,15 +12,15 @@ import json
 import os
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, TypeVar
 
 from tqdm import tqdm
 
-from rest_api.bundle import FILENAMES, BundleError
+from rest_api.bundle import FILENAMES, BundleError, load_bundle
 from rest_api.classifier import LoadedModel, Prediction, load_model
 from rest_api.errors import RequestError
 from rest_api.images import silence_pillow
@@ -28,6 +28,8 @@ from rest_api.settings import DEFAULT_MODEL, option_of
 
 MANY = 20  # files from which on there is a progress bar
 STDIN = "-"
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def classify_all(
@@ -42,11 +44,20 @@ def classify_all(
         except (RequestError, OSError) as error:
             return file, error
 
+    yield from map_ahead(attempt, files, threads)
+
+
+def map_ahead(
+    call: Callable[[Item], Result], items: Iterable[Item], threads: int
+) -> Iterator[Result]:
+    """What a call makes of each item, in their order.
+
+    A few items ahead only, so that memory does not grow with their number.
+    """
     with ThreadPoolExecutor(threads) as pool:
-        # A few files ahead only, so that memory does not grow with their number.
-        ahead: deque[Future[tuple[str, Prediction | Exception]]] = deque()
-        for file in files:
-            ahead.append(pool.submit(attempt, file))
+        ahead: deque[Future[Result]] = deque()
+        for item in items:
+            ahead.append(pool.submit(call, item))
             if len(ahead) > 4 * threads:
                 yield ahead.popleft().result()
         while ahead:
@@ -132,11 +143,16 @@ def write(
     failures = []
     for file, prediction in predictions:
         if isinstance(prediction, Exception):
-            failures.append(f"{file}: {getattr(prediction, 'strerror', None) or prediction}")
+            failures.append(f"{file}: {reason(prediction)}")
         else:
             out.write(FORMATS[form](file, prediction) + "\n")
             out.flush()
     return failures
+
+
+def reason(error: Exception) -> str:
+    """What went wrong, in one line without the name of the file."""
+    return getattr(error, "strerror", None) or str(error).partition("\n")[0]
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -147,36 +163,77 @@ def parse_arguments() -> argparse.Namespace:
     add("--engine", choices=list(FILENAMES), default="litert", help="what runs it (%(default)s)")
     add("--top", type=int, default=3, help="classes to name, the best first (%(default)s)")
     add("--format", choices=list(FORMATS), default="table", help="of the answers (%(default)s)")
-    add("--output", type=Path, help="file for csv or json, continued where it ends")
+    add("--output", help="file for csv or json, continued where it ends; a folder with --cluster")
+    add("--cluster", metavar="ADDRESS", help="of a Ray cluster: local, auto or ray://HOST:10001")
+    add("--retry-errors", action="store_true", help="with --cluster: try again what had an error")
     limit = option_of("max_pixels")
     about = f"{limit.help} ({limit.default})"
     add(limit.flag, default=limit.default, help=about, **limit.parsing)
     args = parser.parse_args()
     if args.top < 1:
         parser.error(f"--top must be 1 or more, not {args.top}")
-    if args.output and args.format == "table":
+    if args.cluster:
+        if not args.output:
+            parser.error("--cluster needs --output, a folder that all nodes can write to")
+        if (args.top, args.format) != (parser.get_default("top"), parser.get_default("format")):
+            parser.error("--cluster writes the best class to Parquet, without --top and --format")
+        if STDIN in args.paths:
+            parser.error("--cluster cannot read from standard input")
+    elif args.retry_errors:
+        parser.error("--retry-errors needs --cluster")
+    elif args.output and args.format == "table":
         parser.error("--output needs --format csv or --format json")
     return args
+
+
+def classify_on_cluster(args: argparse.Namespace) -> None:
+    """Run the job of rest_api.cluster; list what could not be read. Raises BundleError."""
+    try:
+        from rest_api import cluster, manifest
+    except ImportError as error:
+        sys.exit(
+            'error: --cluster needs Ray: pip install "cifar10-cnn[cluster]", or in a clone: '
+            f"pip install -r rest_api/requirements-cluster.txt ({error})"
+        )
+    bundle = load_bundle(args.model)
+    bundle.file(args.engine)  # is whole
+    paths = [manifest.absolute(path) for path in args.paths]
+    job = cluster.Job(paths, args.engine, args.max_pixels, bundle.manifest)
+    number = 0
+    try:
+        for path, why in cluster.classify_on_cluster(
+            args.cluster, job, args.output, bundle, args.retry_errors
+        ):
+            number += 1
+            print(f"{path}: {why}", file=sys.stderr)
+    except manifest.JobError as error:
+        sys.exit(f"error: {error}")
+    if number:
+        sys.exit(f"Files that could not be read: {number}. --retry-errors tries them again.")
 
 
 def main() -> None:
     args = parse_arguments()
     silence_pillow()
     threads = os.cpu_count() or 1
+    output = Path(args.output) if args.output else None
     try:
+        if args.cluster:
+            classify_on_cluster(args)
+            return
         model = load_model(args.model, args.engine, threads, args.max_pixels)
         top = min(args.top, len(model.bundle.labels))
-        done = already_in(args.output, args.format, top) if args.output else set()
+        done = already_in(output, args.format, top) if output else set()
     except BundleError as error:
         sys.exit(f"error: {error}")
     except (ValueError, KeyError) as error:
-        sys.exit(f"error: {args.output} cannot be continued: {error}. Name another --output.")
+        sys.exit(f"error: {output} cannot be continued: {error}. Name another --output.")
     number = sum(1 for file in files_of(args.paths) if file not in done)
     waiting = (file for file in files_of(args.paths) if file not in done)
     predictions = classify_all(waiting, model, top, threads)
     predictions = tqdm(predictions, total=number, unit="img", disable=number < MANY)
-    with args.output.open("a", encoding="utf-8") if args.output else nullcontext(sys.stdout) as out:
-        if args.format == "csv" and not (args.output and out.tell()):
+    with output.open("a", encoding="utf-8") if output else nullcontext(sys.stdout) as out:
+        if args.format == "csv" and not (output and out.tell()):
             out.write(csv_header(top) + "\n")
         failures = write(predictions, out, args.format)
     if failures:

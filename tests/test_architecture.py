@@ -68,6 +68,22 @@ def test_imports_go_one_way(package, forbidden):
     assert not broken
 
 
+CLUSTER = {"rest_api.cluster", "rest_api.manifest"}
+
+
+def test_only_the_modules_of_the_cluster_import_what_it_needs():
+    needed = {"ray", "pyarrow", "fsspec"}
+    assert {name for name in of("rest_api") + of("training") if imported(name) & needed} == CLUSTER
+    assert {name for name in FILES if "ray" in imported(name) and name[:10] != "benchmarks"} == {
+        "rest_api.cluster"
+    }
+
+
+def test_nothing_loads_the_modules_of_the_cluster_but_the_option_that_asks_for_them():
+    for name in FILES.keys() - CLUSTER:
+        assert not reached(name) & CLUSTER, name
+
+
 def test_photos_reach_nothing_of_cifar10_through_what_both_trainings_use():
     for name in of("training.photos"):
         assert not {each for each in reached(name) if each.startswith("training.cifar10")}, name

@@ -1,0 +1,238 @@
+"""Classify millions of photos on a Ray cluster: `python -m rest_api.predict … --cluster ADDRESS`.
+
+The only module that imports Ray. A job is a folder, OUTPUT, on storage that all nodes share:
+
+    manifest/       the paths of the photos, in parts of 50 to 5,000, listed once
+    job.json        what was asked for, and how many parts there are; written when they are complete
+    predictions/    one Parquet file for each part that is done, of the same name
+    unfinished/     files that are being written
+
+An actor, one for each CPU, reads a part of the manifest, then the photos, and renames the finished
+file into its place. So a part is done or not, whatever dies when; it may be done twice, which
+gives the same file. The same command does the parts that are not there yet. Nothing else is kept:
+Ray Data's own checkpoints hold the path of each photo that is done in the memory of each filter.
+"""
+
+import itertools
+import json
+import logging
+import os
+import posixpath
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset
+import ray
+import ray.data
+from pyarrow.fs import FileType
+from tqdm import tqdm
+
+from rest_api.bundle import FILENAMES, MANIFEST, Bundle, Engine
+from rest_api.classifier import load_model
+from rest_api.errors import RequestError
+from rest_api.manifest import (
+    JobError,
+    absolute,
+    exists,
+    locate,
+    names_in,
+    part_name,
+    photos_of,
+    read,
+    read_manifest,
+    read_parquet,
+    write_manifest,
+    write_parquet,
+)
+from rest_api.predict import map_ahead, reason
+
+READERS = 16  # photos that an actor reads at a time, since remote storage answers late
+SCHEMA = pa.schema(
+    {
+        "path": pa.string(),
+        "label": pa.string(),
+        "probability": pa.float32(),
+        "uncertain": pa.bool_(),
+        "none_of_these": pa.bool_(),
+        "error": pa.string(),  # null where the photo was classified; else the others are
+    }
+)
+
+
+class Job(NamedTuple):
+    """What is asked for. A folder that holds another job is refused."""
+
+    paths: list[str]
+    engine: Engine
+    max_pixels: int
+    model: dict[str, Any]  # the bundle's model.json, in which is the SHA-256 of its network
+
+
+class Classifier:
+    """Classifies parts of the manifest, in an actor of one CPU."""
+
+    def __init__(
+        self, files: dict[str, bytes], engine: Engine, max_pixels: int, output: str
+    ) -> None:
+        """`files` are those of the bundle, which need not be on the node."""
+        warnings.filterwarnings("ignore", module="PIL")  # as in predict.main
+        with tempfile.TemporaryDirectory() as folder:
+            for name, content in files.items():
+                Path(folder, name).write_bytes(content)
+            self.model = load_model(folder, engine, 1, max_pixels)
+        self.output = output
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """{"part": (N,) str} -> {"images": (N,) int}, once the predictions are in their place."""
+        return {"images": np.array([self.classify_part(str(part)) for part in batch["part"]])}
+
+    def classify_part(self, part: str) -> int:
+        """Write the predictions of a part, those that an earlier run had without an error as they
+        are; returns their number."""
+        target = f"{self.output}/predictions/{part}"
+        rows: dict[str, dict[str, Any]] = {}
+        if exists(target):
+            rows = {
+                row["path"]: row for row in read_parquet(target).to_pylist() if not row["error"]
+            }
+        paths = read_manifest(self.output, part).to_pylist()
+        missing = [path for path in paths if path not in rows]
+        for path, data in zip(missing, map_ahead(read, missing, READERS), strict=True):
+            rows[path] = self.classify(path, data)
+        table = pa.Table.from_pylist([rows[path] for path in paths], SCHEMA)
+        write_parquet(table, target, f"{self.output}/unfinished")
+        return len(paths)
+
+    def classify(self, path: str, data: bytes | OSError) -> dict[str, Any]:
+        """The row of a photo."""
+        try:
+            if isinstance(data, OSError):
+                raise data
+            prediction = self.model.classify(data, top=1)
+        except (RequestError, OSError) as error:
+            return {"path": path, "error": reason(error)}
+        ((label, probability),) = prediction.classes
+        return {
+            "path": path,
+            "label": label,
+            "probability": probability,
+            "uncertain": prediction.uncertain,
+            "none_of_these": prediction.none_of_these,
+        }
+
+
+def classify_on_cluster(
+    address: str, job: Job, output: str, bundle: Bundle, retry_errors: bool
+) -> Iterator[tuple[str, str]]:
+    """Classify the photos of a job that an earlier run has left, or the first all of them.
+
+    Yields each photo that could not be read, and why. Raises JobError.
+    """
+    output = absolute(output).rstrip("/")
+    files = {name: (bundle.path / name).read_bytes() for name in (MANIFEST, FILENAMES[job.engine])}
+    try:
+        parts, images = open_job(job, output)
+        left = sorted(set(map(part_name, range(parts))) - names_in(f"{output}/predictions"))
+        if retry_errors:
+            left = sorted({*left, *(file for _, _, file in failures_in(output))})
+        if left:
+            run(address, left, images, Classifier, (files, job.engine, job.max_pixels, output))
+        for path, error, _ in failures_in(output):
+            yield path, error
+    except (pa.ArrowException, OSError, UnicodeError) as error:  # a name that is not UTF-8
+        raise JobError(f"{output}: {reason(error)}.") from error
+
+
+def open_job(job: Job, output: str) -> tuple[int, int]:
+    """The numbers of parts and photos of the job in a folder, which is begun if there is none.
+
+    Raises JobError if it is another job's.
+    """
+    filesystem, folder = locate(output)
+    path = posixpath.join(folder, "job.json")
+    if filesystem.get_file_info(path).type == FileType.File:
+        with filesystem.open_input_stream(path) as stream:
+            begun = json.loads(stream.read())
+        differ = [name for name, value in job._asdict().items() if begun["job"][name] != value]
+        if differ:
+            raise JobError(
+                f"{output} holds a job with another `{differ[0]}`. Name another --output."
+            )
+    else:
+        for name in ("manifest", "predictions", "unfinished"):
+            filesystem.create_dir(posixpath.join(folder, name))
+        found = itertools.chain.from_iterable(map(photos_of, job.paths))
+        parts, images = write_manifest(found, output)
+        begun = {"job": job._asdict(), "parts": parts, "images": images}
+        scratch = posixpath.join(folder, "unfinished", "job.json")
+        with filesystem.open_output_stream(scratch) as stream:
+            stream.write(json.dumps(begun, indent=1).encode())
+        filesystem.move(scratch, path)
+    return begun["parts"], begun["images"]
+
+
+def run(
+    address: str, parts: Sequence[str], images: int, classifier: type, arguments: tuple[Any, ...]
+) -> None:
+    """Have the actors classify parts, with a progress bar. Raises JobError."""
+    try:
+        with connected(address):
+            todo = ray.data.from_items(
+                [{"part": part} for part in parts], override_num_blocks=len(parts)
+            )
+            done = todo.map_batches(
+                classifier,
+                fn_constructor_args=arguments,
+                batch_size=1,
+                num_cpus=1,
+                compute=ray.data.ActorPoolStrategy(min_size=1),
+            )
+            with tqdm(total=images, unit="img") as bar:
+                for batch in done.iter_batches(batch_size=1, prefetch_batches=0):
+                    bar.update(int(batch["images"].sum()))
+    except (ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError) as error:
+        last = str(error).strip().splitlines()[-1]  # below the traceback of the node
+        raise JobError(f"the job on {address} stopped: {last}") from error
+
+
+@contextmanager
+def connected(address: str) -> Iterator[None]:
+    """Use a Ray cluster whose nodes get this package's code, but not what it imports."""
+    # Ray reports its use to its makers where nobody forbids it.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    package = Path(__file__).parent
+    options: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
+    ray.init(
+        address,
+        runtime_env={"py_modules": [str(package)], "excludes": ["assets", "static"]},
+        logging_level=logging.ERROR,
+        log_to_driver=False,
+        **options,
+    )
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def failures_in(output: str) -> Iterator[tuple[str, str, str]]:
+    """Each photo that could not be read: its path, why, and the name of its part."""
+    filesystem, folder = locate(f"{output}/predictions")
+    files = [posixpath.join(folder, name) for name in sorted(names_in(f"{output}/predictions"))]
+    predictions = pyarrow.dataset.dataset(files, SCHEMA, "parquet", filesystem)
+    for batch in predictions.to_batches(
+        columns=["path", "error", "__filename"],
+        filter=pc.field("error").is_valid(),
+        batch_size=10_000,
+    ):
+        for row in batch.to_pylist():
+            yield row["path"], row["error"], posixpath.basename(row["__filename"])
