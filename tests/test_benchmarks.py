@@ -26,7 +26,7 @@ from benchmarks.training.speed import gflop_per_image, pflop
 from rest_api.classifier import Prediction, load_model
 from rest_api.settings import DEFAULT_MODEL
 from tests.support import ROOT, error_of
-from training.cifar10 import recipes
+from training.cifar10 import recipes, study
 from training.photos.inspect import PhotosError
 
 COMMANDS = [
@@ -298,6 +298,12 @@ def test_arithmetic_of_a_training_is_that_of_its_steps():
     network = recipe.network()
     half = 12 * 2000 * gflop_per_image(network, 24) / 1e6
     assert pflop(replace(recipe, epochs=0.48)) == pytest.approx(half)
+
+
+@pytest.mark.parametrize("name", study.LESS)
+def test_variants_that_are_to_train_sooner_spend_five_eighths_of_the_arithmetic(name):
+    share = pflop(study.LESS[name]) / pflop(recipes.load("fast94"))
+    assert share == pytest.approx(5 / 8, abs=0.005)
 
 
 def test_minutes_to_an_accuracy_are_those_of_all_seeds_that_reached_it(tmp_path, monkeypatch):

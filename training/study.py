@@ -1,4 +1,4 @@
-"""Train the variants that the notebooks compare: `python -m training.study`.
+"""Train variants of the recipes, most for the notebooks: `python -m training.study`.
 
     python -m training.study                # every variant that is not finished yet
     python -m training.study l2 --seed 1
