@@ -30,7 +30,10 @@ def take(url: str, path: Path) -> None:
         page = browser.new_page(viewport=window, device_scale_factor=1.25, color_scheme="light")
         page.goto(url)
         page.set_input_files("#files", PICTURES)
-        expect(page.locator("#status")).to_have_text(f"{len(PICTURES)} pictures classified")
+        done = f"{len(PICTURES)} pictures classified"
+        expect(page.locator("#status")).to_have_text(done)
+        page.get_by_role("button", name="Classify again").click()  # on connections that are open
+        expect(page.locator("#status")).to_have_text(done)
         page.screenshot(path=path, full_page=True)
         browser.close()
 
