@@ -21,9 +21,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import IO, Any, cast
+from typing import IO, Annotated, Any, cast
 
+import msgspec
 import numpy as np
+from msgspec import Meta
 from PIL import AvifImagePlugin
 
 from rest_api.bundle import View
@@ -43,6 +45,7 @@ MAX_SECONDS = 2.0  # of CPU, for the images of a request
 MAX_WALL_SECONDS = 30.0 if hasattr(signal, "setitimer") else 5.0
 # Bytes of the process: itself, a file and a tile of it, and for each pixel of the largest image.
 MEMORY, MEMORY_OF_A_PIXEL = 96 * 2**20, 4.5
+MAX_LINE = 10_000  # bytes of its answer before the pixels
 ROOT = Path(__file__).parent.parent  # of this package
 COMMAND = [sys.executable, "-P", "-m", "rest_api.sandbox"]
 
@@ -51,6 +54,13 @@ CHEAP_SEGMENTS, CHEAP_HEADER = 100, 2**20  # of a JPEG before its pixels; bytes 
 CHEAP_CHUNKS, CHEAP_OTHERS = 2000, 20  # of a PNG, and those of them that hold no pixels
 
 idle: "SimpleQueue[subprocess.Popen[bytes]]" = SimpleQueue()  # processes that wait for work
+
+
+class Answer(msgspec.Struct):
+    """What the process says before the pixels, of which there are none if it has refused."""
+
+    seconds: Annotated[float, Meta(ge=0)]  # of CPU that it has taken
+    refused: tuple[int, str, str] | None = None  # a RequestError
 
 
 @dataclass
@@ -152,7 +162,7 @@ def views_from_sandbox(
     timer.start()
     try:
         answer, content = exchange(process, order, data)
-    except (OSError, ValueError) as error:  # it was stopped, or died
+    except (OSError, ValueError, msgspec.DecodeError) as error:  # it was stopped, or died
         budget.seconds = 0
         stop(process)
         message = f"Decoding the image takes over {MAX_SECONDS:g} seconds, or too much memory."
@@ -160,9 +170,9 @@ def views_from_sandbox(
     finally:
         timer.cancel()
     idle.put(process)
-    budget.seconds -= answer["seconds"]
-    if "refused" in answer:
-        raise RequestError(*answer["refused"])
+    budget.seconds -= answer.seconds
+    if answer.refused:
+        raise RequestError(*answer.refused)
     return np.frombuffer(content, np.uint8).reshape(len(views), image_size, image_size, 3)
 
 
@@ -212,15 +222,19 @@ def pipes(process: "subprocess.Popen[bytes]") -> tuple[IO[bytes], IO[bytes]]:
 
 def exchange(
     process: "subprocess.Popen[bytes]", order: dict[str, Any], data: bytes
-) -> tuple[dict[str, Any], bytes]:
-    """Have a process do something; OSError or ValueError if it dies over it."""
+) -> tuple[Answer, bytes]:
+    """Have a process decode an image; OSError, ValueError or DecodeError if it dies over it.
+
+    Whatever it answers, no more is read than is due: a file may have taken it over.
+    """
     to_process, from_process = pipes(process)
     to_process.write(json.dumps(order).encode() + b"\n")
     to_process.write(data)
     to_process.flush()
-    answer = json.loads(from_process.readline())
-    content = from_process.read(answer["bytes"])
-    if len(content) != answer["bytes"]:
+    answer = msgspec.json.decode(from_process.readline(MAX_LINE), type=Answer)
+    size = 0 if answer.refused else 3 * len(order["views"]) * order["image_size"] ** 2
+    content = from_process.read(size)
+    if len(content) != size:
         raise ValueError("it died")
     return answer, content
 
@@ -237,25 +251,25 @@ def main() -> None:
         order = json.loads(line)
         data = source.read(order["bytes"])
         answer, content = obey(order, data)
-        sink.write(json.dumps(answer | {"bytes": len(content)}).encode() + b"\n")
+        sink.write(msgspec.json.encode(answer) + b"\n")
         sink.write(content)
         sink.flush()
 
 
-def obey(order: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:
+def obey(order: dict[str, Any], data: bytes) -> tuple[Answer, bytes]:
     """What to answer, and its pixels."""
     began = time.process_time()
     limit_memory(order["max_pixels"])
     limit_time(order["seconds"])
-    answer, content = {}, b""
+    refused, content = None, b""
     try:
         image = decode(data, order["image_size"], order["max_pixels"])
         views = [View(*view) for view in order["views"]]
         content = to_views(image, order["image_size"], views).tobytes()
     except RequestError as error:
-        answer["refused"] = error.status, error.code, str(error)
+        refused = error.status, error.code, str(error)
     limit_time(0)
-    return answer | {"seconds": time.process_time() - began}, content
+    return Answer(time.process_time() - began, refused), content
 
 
 def give_up_rights() -> None:
