@@ -30,7 +30,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from rest_api import __version__
-from rest_api.bundle import BundleError, load_bundle
+from rest_api.bundle import BundleError
 from rest_api.processes import SERVES, STOPS, accept_signals, orphaned, supervise
 from rest_api.settings import Settings, parse_arguments
 
@@ -216,12 +216,12 @@ def binding(host: str, port: int) -> Callable[[], socket.socket]:
 
 def check(settings: Settings) -> None:
     """End the program with one line about what would stop every process."""
-    from rest_api.classifier import find_bundles
+    from rest_api.classifier import read_bundles
 
     host, port = settings.host, settings.port
     try:
-        for path in find_bundles(settings.models):
-            load_bundle(path).file(settings.engine)
+        for bundle in read_bundles(settings.models).values():
+            bundle.file(settings.engine)
         socket.create_server((host, port)).close()
     except BundleError as error:
         sys.exit(f"error: {error}")

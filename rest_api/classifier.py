@@ -85,14 +85,24 @@ def load_model(
 
 def load_models(settings: Settings) -> dict[str, LoadedModel]:
     """Load each bundle of the settings; by name, the default first. Raises BundleError."""
-    models: dict[str, LoadedModel] = {}
-    for path in find_bundles(settings.models):
-        model = load_model(path, settings.engine, settings.threads, settings.max_pixels)
-        name = model.bundle.name
-        if name in models:
-            raise BundleError(f"{path} and {models[name].bundle.path} are both named {name!r}.")
-        models[name] = model
-    return models
+    return {
+        name: LoadedModel(
+            bundle, load_engine(bundle, settings.engine, settings.threads), settings.max_pixels
+        )
+        for name, bundle in read_bundles(settings.models).items()
+    }
+
+
+def read_bundles(paths: Sequence[Path]) -> dict[str, Bundle]:
+    """The bundles among `paths` by name, their networks not yet loaded. Raises BundleError."""
+    bundles: dict[str, Bundle] = {}
+    for path in find_bundles(paths):
+        bundle = load_bundle(path)
+        name = bundle.name
+        if name in bundles:
+            raise BundleError(f"{path} and {bundles[name].path} are both named {name!r}.")
+        bundles[name] = bundle
+    return bundles
 
 
 def find_bundles(paths: Sequence[Path]) -> list[Path]:

@@ -66,7 +66,7 @@ class Slot:
             told.close()
 
     def look(self) -> int | None:
-        """Hear whether the process serves; if it has died, plan the next and tell its status."""
+        """Hear whether the process serves; its status, if it has died."""
         if self.process is None:
             return None
         if not self.serves and self.news.poll():
@@ -77,7 +77,6 @@ class Slot:
             self.process.close()
             self.process = None
             self.news.close()
-            self.plan_next(f"has died ({status})")
         return status
 
     def plan_next(self, why: str) -> None:
@@ -112,11 +111,13 @@ def supervise(work: Work, bind: Bind, number: int, grace: float) -> int:
                 slot.start(work)
         wait_for_change(slots, received)
         for slot in slots:
-            status = slot.look() or 0
+            status = slot.look()
             has_served |= slot.serves
-            if status > 0 and not has_served:
-                stop(slots, signal.SIGTERM, received, grace)
-                return 1
+            if status is not None:
+                if status > 0 and not has_served:
+                    stop(slots, signal.SIGTERM, received, grace)
+                    return 1
+                slot.plan_next(f"has died ({status})")
         while received.poll():
             which = received.recv_bytes()[0]
             if which in STOPS:

@@ -22,10 +22,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import IO, Any, NamedTuple, cast
+from typing import IO, Annotated, Any, NamedTuple, cast
 
 import msgspec
 import numpy as np
+from msgspec import Meta
 from PIL import AvifImagePlugin
 
 from rest_api.bundle import View, sizes_of
@@ -45,6 +46,7 @@ MAX_SECONDS = 2.0  # of CPU, for the images of a request
 MAX_WALL_SECONDS = 30.0 if hasattr(signal, "setitimer") else 5.0
 # Bytes of the process: itself, a file and a tile of it, and for each pixel of the largest image.
 MEMORY, MEMORY_OF_A_PIXEL = 96 * 2**20, 4.5
+MAX_LINE = 10_000  # bytes of its answer before the pixels
 ROOT = Path(__file__).parent.parent  # of this package
 COMMAND = [sys.executable, "-P", "-m", "rest_api.sandbox"]
 
@@ -60,6 +62,15 @@ class Views(NamedTuple):
 
     pixels: list[np.ndarray]  # as to_views makes them
     size: tuple[int, int]  # width and height of the image, upright, perhaps decoded at a scale
+
+
+class Answer(msgspec.Struct):
+    """What the process says before the pixels, of which there are none if it has refused."""
+
+    seconds: Annotated[float, Meta(ge=0)]  # of CPU that it has taken
+    # of the image, as in Views
+    size: tuple[Annotated[int, Meta(ge=1)], Annotated[int, Meta(ge=1)]] = (1, 1)
+    refused: tuple[int, str, str] | None = None  # a RequestError
 
 
 @dataclass
@@ -157,12 +168,14 @@ def views_from_sandbox(
         "max_pixels": max_pixels,
         "seconds": budget.seconds,
     }
+    squares = [(size, size, 3) for size in sizes_of(views, image_size)]
+    lengths = [math.prod(square) for square in squares]
     process = waiting_process() or start()
     timer = threading.Timer(MAX_WALL_SECONDS, process.kill)
     timer.start()
     try:
-        answer, content = exchange(process, order, data)
-    except (OSError, ValueError) as error:  # it was stopped, or died
+        answer, content = exchange(process, order, data, sum(lengths))
+    except (OSError, ValueError, msgspec.DecodeError) as error:  # it was stopped, or died
         budget.seconds = 0
         stop(process)
         message = f"Decoding the image takes over {MAX_SECONDS:g} seconds, or too much memory."
@@ -170,15 +183,12 @@ def views_from_sandbox(
     finally:
         timer.cancel()
     idle.put(process)
-    budget.seconds -= answer["seconds"]
-    if "refused" in answer:
-        raise RequestError(*answer["refused"])
-    squares = [(size, size, 3) for size in sizes_of(views, image_size)]
-    ends = np.cumsum([math.prod(square) for square in squares])[:-1]
-    parts = np.split(np.frombuffer(content, np.uint8), ends)
+    budget.seconds -= answer.seconds
+    if answer.refused:
+        raise RequestError(*answer.refused)
+    parts = np.split(np.frombuffer(content, np.uint8), np.cumsum(lengths)[:-1])
     pixels = [part.reshape(square) for part, square in zip(parts, squares, strict=True)]
-    width, height = answer["size"]
-    return Views(pixels, (width, height))
+    return Views(pixels, answer.size)
 
 
 def waiting_process() -> "subprocess.Popen[bytes] | None":
@@ -226,16 +236,19 @@ def pipes(process: "subprocess.Popen[bytes]") -> tuple[IO[bytes], IO[bytes]]:
 
 
 def exchange(
-    process: "subprocess.Popen[bytes]", order: dict[str, Any], data: bytes
-) -> tuple[dict[str, Any], bytes]:
-    """Have a process do something; OSError or ValueError if it dies over it."""
+    process: "subprocess.Popen[bytes]", order: dict[str, Any], data: bytes, due: int
+) -> tuple[Answer, bytes]:
+    """Have a process decode an image to `due` bytes; OSError, ValueError or DecodeError if it dies.
+
+    Whatever it answers, no more is read than is due: a file may have taken it over.
+    """
     to_process, from_process = pipes(process)
     to_process.write(json.dumps(order).encode() + b"\n")
     to_process.write(data)
     to_process.flush()
-    answer = json.loads(from_process.readline())
-    content = from_process.read(answer["bytes"])
-    if len(content) != answer["bytes"]:
+    answer = msgspec.json.decode(from_process.readline(MAX_LINE), type=Answer)
+    content = from_process.read(0 if answer.refused else due)
+    if not answer.refused and len(content) != due:
         raise ValueError("it died")
     return answer, content
 
@@ -252,27 +265,26 @@ def main() -> None:
         order = json.loads(line)
         data = source.read(order["bytes"])
         answer, content = obey(order, data)
-        sink.write(json.dumps(answer | {"bytes": len(content)}).encode() + b"\n")
+        sink.write(msgspec.json.encode(answer) + b"\n")
         sink.write(content)
         sink.flush()
 
 
-def obey(order: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:
+def obey(order: dict[str, Any], data: bytes) -> tuple[Answer, bytes]:
     """What to answer, and its pixels."""
     began = time.process_time()
     limit_memory(order["max_pixels"])
     limit_time(order["seconds"])
-    answer: dict[str, Any] = {}
-    content = b""
+    refused, size, content = None, (1, 1), b""
     try:
         views, image_size = msgspec.convert(order["views"], list[View]), order["image_size"]
         image = decode(data, max(sizes_of(views, image_size)), order["max_pixels"])
         content = b"".join(view.tobytes() for view in to_views(image, image_size, views))
-        answer["size"] = image.size
+        size = image.size
     except RequestError as error:
-        answer["refused"] = error.status, error.code, str(error)
+        refused = error.status, error.code, str(error)
     limit_time(0)
-    return answer | {"seconds": time.process_time() - began}, content
+    return Answer(time.process_time() - began, size, refused), content
 
 
 def give_up_rights() -> None:

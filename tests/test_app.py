@@ -132,6 +132,11 @@ def test_bad_bundle_stops_the_start_with_one_clear_line(tmp_path, damage):
     assert str(bundle) in only_line_of("rest_api/app.py", "--model", str(bundle))
 
 
+def test_bundle_that_is_served_twice_stops_the_start_with_one_clear_line():
+    twice = ["--model", str(DEFAULT_MODEL)] * 2
+    assert "are both named 'cifar10'" in only_line_of("rest_api/app.py", *twice)
+
+
 def test_port_in_use_stops_the_start_with_one_clear_line():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -250,6 +250,28 @@ def test_image_that_takes_too_much_memory_is_refused(fresh, monkeypatch):
     assert sandbox.idle.empty()
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "{}",
+        "[]",
+        '{"seconds": -60}',
+        '{"seconds": NaN}',
+        '{"seconds": 0, "refused": [1]}',
+        '{"seconds": 0, "bytes": 1000000000000}',
+        "x" * 20_000,
+    ],
+)
+def test_decoder_that_a_file_has_taken_over_is_stopped(said, fresh, monkeypatch):
+    script = f"print('ready', flush=True); input(); print({said!r}, flush=True)"
+    monkeypatch.setattr(sandbox, "COMMAND", [sys.executable, "-c", script])
+    budget = Budget()
+    status, code, _ = apart(encode(picture(0), "WEBP"), budget)
+    assert (status, code) == (422, "too_complex")
+    assert budget.seconds == 0
+    assert sandbox.idle.empty()
+
+
 def test_images_of_a_request_share_its_seconds():
     budget = Budget(0.001)
     data = encode(picture(0, (1500, 1500)), "PNG")
