@@ -1,6 +1,7 @@
 """Jobs on a real cluster of several Ray nodes, all on this machine, of which some die."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -52,7 +53,7 @@ def start(cluster: Any, photos: Path, output: Path, *options: str) -> subprocess
 def finish(process: subprocess.Popen) -> tuple[int, list[str]]:
     """The exit status and what is written below the progress bar."""
     _, errors = process.communicate(timeout=240)
-    return process.returncode, errors.rpartition("img/s]\n")[2].splitlines()
+    return process.returncode, re.split(r"(?:part/s|s/part)\]\n", errors)[-1].splitlines()
 
 
 def wait_until(condition: Callable[[], object], process: subprocess.Popen) -> None:
