@@ -143,7 +143,9 @@ def classify_on_cluster(
         if retry_errors:
             left = sorted({*left, *(file for _, _, file in failures_in(output))})
         if left:
-            run(address, left, images, Classifier, (files, job.engine, job.max_pixels, output))
+            run(address, left, images, (files, job.engine, job.max_pixels, output))
+            filesystem, scratch = locate(f"{output}/unfinished")
+            filesystem.delete_dir_contents(scratch)  # of processes that were killed
         for path, error, _ in failures_in(output):
             yield path, error
     except (pa.ArrowException, OSError, UnicodeError) as error:  # a name that is not UTF-8
@@ -178,17 +180,15 @@ def open_job(job: Job, output: str) -> tuple[int, int]:
     return begun["parts"], begun["images"]
 
 
-def run(
-    address: str, parts: Sequence[str], images: int, classifier: type, arguments: tuple[Any, ...]
-) -> None:
-    """Have the actors classify parts, with a progress bar. Raises JobError."""
+def run(address: str, parts: Sequence[str], images: int, arguments: tuple[Any, ...]) -> None:
+    """Have actors with the arguments of Classifier do parts; shows progress. Raises JobError."""
     try:
         with connected(address):
             todo = ray.data.from_items(
                 [{"part": part} for part in parts], override_num_blocks=len(parts)
             )
             done = todo.map_batches(
-                classifier,
+                Classifier,
                 fn_constructor_args=arguments,
                 batch_size=1,
                 num_cpus=1,
@@ -198,7 +198,7 @@ def run(
             for _ in tqdm(rows, f"{images:,} photos", total=len(parts), unit="part"):
                 pass
     except (ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError) as error:
-        last = str(error).strip().splitlines()[-1]  # below the traceback of the node
+        last = (str(error).strip() or repr(error)).splitlines()[-1]  # below a node's traceback
         raise JobError(f"the job on {address} stopped: {last}") from error
 
 

@@ -101,6 +101,7 @@ def test_killed_job_goes_on_to_the_answers_of_the_plain_command(cluster, photos,
         "Files that could not be read: 1. --retry-errors tries them again.",
     ]
     assert finished(output).items() >= done.items()  # nothing was done again
+    assert not list((output / "unfinished").iterdir())
     paths = sorted(map(str, photos.iterdir()))
     assert [row["path"] for row in rows(output)] == paths
     model = load_model(DEFAULT_MODEL, threads=2)
