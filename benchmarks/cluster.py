@@ -220,7 +220,7 @@ def main() -> None:
         throughput(photos, args.images, scratch, args.rounds)
         with ray_cluster(2) as cluster:
             going_on(cluster.address, photos, scratch)
-            memory(cluster.address, (1_000, 10_000 if args.short else 100_000), scratch)
+            memory(cluster.address, (1_000, 3_000 if args.short else 100_000), scratch)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -229,11 +229,11 @@ def parse_arguments() -> argparse.Namespace:
     add("photos", type=Path, help="a folder of .jpg files, to make photos from")
     add("--images", type=int, default=20_000, help="photos to make (%(default)s)")
     add("--rounds", type=int, default=3, help="(%(default)s)")
-    add("--short", action="store_true", help="1,000 photos, one round, 10,000 rows")
+    add("--short", action="store_true", help="300 photos, one round, 3,000 rows")
     add("--scratch", type=Path, help="where the temporary folder is made")
     args = parser.parse_args()
     if args.short:
-        args.images, args.rounds = 1000, 1
+        args.images, args.rounds = 300, 1
     return args
 
 

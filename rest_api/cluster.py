@@ -90,12 +90,13 @@ class Classifier:
         self.output = output
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """{"part": (N,) str} -> {"images": (N,) int}, once the predictions are in their place."""
-        return {"images": np.array([self.classify_part(str(part)) for part in batch["part"]])}
+        """{"part": (N,) str}, once the predictions of all N are in their place."""
+        for part in batch["part"]:
+            self.classify_part(str(part))
+        return batch
 
-    def classify_part(self, part: str) -> int:
-        """Write the predictions of a part, those that an earlier run had without an error as they
-        are; returns their number."""
+    def classify_part(self, part: str) -> None:
+        """Write the predictions of a part; those that an earlier run had are kept, errors not."""
         target = f"{self.output}/predictions/{part}"
         rows: dict[str, dict[str, Any]] = {}
         if exists(target):
@@ -108,7 +109,6 @@ class Classifier:
             rows[path] = self.classify(path, data)
         table = pa.Table.from_pylist([rows[path] for path in paths], SCHEMA)
         write_parquet(table, target, f"{self.output}/unfinished")
-        return len(paths)
 
     def classify(self, path: str, data: bytes | OSError) -> dict[str, Any]:
         """The row of a photo."""
@@ -143,7 +143,9 @@ def classify_on_cluster(
         if retry_errors:
             left = sorted({*left, *(file for _, _, file in failures_in(output))})
         if left:
-            run(address, left, images, Classifier, (files, job.engine, job.max_pixels, output))
+            run(address, left, images, (files, job.engine, job.max_pixels, output))
+            filesystem, scratch = locate(f"{output}/unfinished")
+            filesystem.delete_dir_contents(scratch)  # of processes that were killed
         for path, error, _ in failures_in(output):
             yield path, error
     except (pa.ArrowException, OSError, UnicodeError) as error:  # a name that is not UTF-8
@@ -178,27 +180,25 @@ def open_job(job: Job, output: str) -> tuple[int, int]:
     return begun["parts"], begun["images"]
 
 
-def run(
-    address: str, parts: Sequence[str], images: int, classifier: type, arguments: tuple[Any, ...]
-) -> None:
-    """Have the actors classify parts, with a progress bar. Raises JobError."""
+def run(address: str, parts: Sequence[str], images: int, arguments: tuple[Any, ...]) -> None:
+    """Have actors with the arguments of Classifier do parts; shows progress. Raises JobError."""
     try:
         with connected(address):
             todo = ray.data.from_items(
                 [{"part": part} for part in parts], override_num_blocks=len(parts)
             )
             done = todo.map_batches(
-                classifier,
+                Classifier,
                 fn_constructor_args=arguments,
                 batch_size=1,
                 num_cpus=1,
                 compute=ray.data.ActorPoolStrategy(min_size=1),
             )
-            with tqdm(total=images, unit="img") as bar:
-                for batch in done.iter_batches(batch_size=1, prefetch_batches=0):
-                    bar.update(int(batch["images"].sum()))
+            rows = done.iter_rows()
+            for _ in tqdm(rows, f"{images:,} photos", total=len(parts), unit="part"):
+                pass
     except (ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError) as error:
-        last = str(error).strip().splitlines()[-1]  # below the traceback of the node
+        last = (str(error).strip() or repr(error)).splitlines()[-1]  # below a node's traceback
         raise JobError(f"the job on {address} stopped: {last}") from error
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import common
+from benchmarks import cluster, common
 from benchmarks.quality import photos_in_the_wild, resize_policy
 from benchmarks.robustness.hostile_files import GENERATORS
 from benchmarks.serving import report as serving
@@ -25,7 +25,7 @@ from benchmarks.training import report as training
 from benchmarks.training.speed import gflop_per_image, pflop
 from rest_api.classifier import Prediction, load_model
 from rest_api.settings import DEFAULT_MODEL
-from tests.support import ROOT, error_of
+from tests.support import FROG, ROOT, error_of
 from training.cifar10 import recipes, study
 from training.photos.inspect import PhotosError
 
@@ -147,6 +147,16 @@ def test_photos_are_cut_to_the_shape_of_cameras():
     square = Image.new("RGB", (224, 224))
     assert resize_policy.cut_to(square, 4 / 3).size == (224, 168)
     assert resize_policy.cut_to(square, 3 / 4).size == (168, 224)
+
+
+def test_photos_for_a_cluster_are_as_large_as_those_of_cameras_and_differ(tmp_path):
+    for number in (9, 19):  # of the largest size
+        cluster.make_photo((FROG, tmp_path / f"{number}.jpg", number))
+    first, second = ((tmp_path / f"{number}.jpg").read_bytes() for number in (9, 19))
+    with Image.open(io.BytesIO(first)) as image:
+        assert image.size == (4032, 3024)
+    assert 1e6 < len(first) < 4e6
+    assert first != second
 
 
 def test_resize_policies_agree_on_square_photos(tmp_path):

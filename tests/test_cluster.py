@@ -1,6 +1,7 @@
 """Jobs on a real cluster of several Ray nodes, all on this machine, of which some die."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -52,7 +53,7 @@ def start(cluster: Any, photos: Path, output: Path, *options: str) -> subprocess
 def finish(process: subprocess.Popen) -> tuple[int, list[str]]:
     """The exit status and what is written below the progress bar."""
     _, errors = process.communicate(timeout=240)
-    return process.returncode, errors.rpartition("img/s]\n")[2].splitlines()
+    return process.returncode, re.split(r"(?:part/s|s/part)\]\n", errors)[-1].splitlines()
 
 
 def wait_until(condition: Callable[[], object], process: subprocess.Popen) -> None:
@@ -100,6 +101,7 @@ def test_killed_job_goes_on_to_the_answers_of_the_plain_command(cluster, photos,
         "Files that could not be read: 1. --retry-errors tries them again.",
     ]
     assert finished(output).items() >= done.items()  # nothing was done again
+    assert not list((output / "unfinished").iterdir())
     paths = sorted(map(str, photos.iterdir()))
     assert [row["path"] for row in rows(output)] == paths
     model = load_model(DEFAULT_MODEL, threads=2)

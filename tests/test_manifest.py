@@ -141,6 +141,12 @@ def test_listing_that_was_interrupted_begins_anew(photos, tmp_path):
     assert open_job(job(photos), output) == (1, 5)
 
 
+def test_job_without_photos_has_no_failures(tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert open_job(job(tmp_path / "empty"), str(tmp_path / "job")) == (0, 0)
+    assert not list(failures_in(str(tmp_path / "job")))
+
+
 @pytest.mark.parametrize("change", ["paths", "max_pixels", "model"])
 def test_folder_of_another_job_is_refused_and_kept(photos, tmp_path, change):
     output = str(tmp_path / "job")
