@@ -437,8 +437,7 @@ def test_slow_clients_that_go_when_they_are_refused_do_not_end_the_process(monke
         clients += [connect(server.port) for _ in range(2)]
         for client in clients:
             client.sendall(b"GET / HT")
-        until(lambda: all(each.state.name == "READING" for each in server.gateway.connections))
-        until(lambda: not server.gateway.connections)
+        time.sleep(1)
         assert ask(server.port, request(b"abc"))[0] == 200
 
 
