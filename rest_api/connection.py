@@ -6,6 +6,7 @@ llhttp, the parser of Node.js, reads the requests; httptools brings it to Python
 import asyncio
 import io
 import time
+from contextlib import suppress
 from email.utils import formatdate
 from enum import Enum
 from functools import lru_cache
@@ -221,7 +222,8 @@ class Connection(asyncio.Protocol):
     def close(self) -> None:
         self.state = State.DONE
         if self.unread:  # the client reads the answer, then closes: else it might be reset
-            self.transport.write_eof()
+            with suppress(OSError):  # it has gone since we wrote
+                self.transport.write_eof()
             self.transport.resume_reading()
         else:
             self.transport.close()

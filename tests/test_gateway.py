@@ -404,6 +404,43 @@ def test_nobody_works_for_a_client_that_has_reset_its_connection():
     assert worked == [b"stays"]
 
 
+@pytest.mark.parametrize("more", [b"", b"more"])
+def test_client_that_goes_before_its_answer_does_no_harm(more, caplog):
+    begun, leave = threading.Event(), threading.Event()
+
+    def wsgi(environ, start_response):
+        begun.set()
+        assert leave.wait(30)
+        return application(environ, start_response)
+
+    with gate(wsgi) as server:
+        with connect(server.port) as client:
+            client.sendall(request(b"x"))
+            assert begun.wait(10)
+            client.sendall(more)
+            until(lambda: next(iter(server.gateway.connections)).unread == bool(more))
+        leave.set()
+        until(lambda: not server.gateway.connections)
+    assert not caplog.records
+
+
+def test_slow_clients_that_go_when_they_are_refused_do_not_end_the_process(monkeypatch):
+    clients = []
+
+    def refuse(error):
+        for client in clients:
+            client.close()
+        return refusal(error)
+
+    monkeypatch.setattr(gateway, "READ_TIMEOUT", 0.3)
+    with gate(refuse=refuse) as server:
+        clients += [connect(server.port) for _ in range(2)]
+        for client in clients:
+            client.sendall(b"GET / HT")
+        time.sleep(1)
+        assert ask(server.port, request(b"abc"))[0] == 200
+
+
 def test_refusal_carries_the_headers_of_every_answer_and_is_logged(monkeypatch, caplog):
     caplog.set_level("INFO", "rest_api.requests")
     monkeypatch.setattr(gateway, "QUEUE_TIMEOUT", -1)

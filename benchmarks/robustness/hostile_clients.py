@@ -9,6 +9,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 
 Address = tuple[str, int]
 
@@ -118,6 +119,23 @@ def endless_body(address: Address, seconds: float) -> None:
             client.sendall(b"10000\r\n" + bytes(65536) + b"\r\n")
 
 
+def announced(address: Address, seconds: float) -> None:
+    """Announces fifty bodies of a megabyte, and sends a byte of each."""
+    with ExitStack() as stack:
+        clients = [stack.enter_context(connect(address)) for _ in range(50)]
+        for client in clients:
+            client.sendall(HEAD + b"Content-Length: 1000000\r\n\r\nx")
+        hold(clients[0], seconds)
+
+
+def tiny_chunks(address: Address, seconds: float) -> None:
+    """A body of ten megabytes in chunks of five bytes."""
+    with connect(address) as client:
+        client.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
+        client.sendall(b"5\r\nabcde\r\n" * 2_000_000)
+        hold(client, min(seconds, 1))
+
+
 def rapid_reset(address: Address, seconds: float) -> None:
     """Asks for a prediction and resets the connection, twenty times a turn."""
     for _ in range(20):
@@ -146,6 +164,8 @@ CLIENTS: dict[str, Callable[[Address, float], None]] = {
         malformed,
         oversized,
         endless_body,
+        announced,
+        tiny_chunks,
         rapid_reset,
         pipelined,
     )
