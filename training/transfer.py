@@ -14,7 +14,7 @@ import training
 from rest_api.bundle import BundleError, View
 from rest_api.settings import int_between
 from training.export import ExportError, parse_view
-from training.photos.backbones import BACKBONES, WeightsError
+from training.photos.backbones import BACKBONES, DEFAULT, WeightsError
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -22,9 +22,9 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("photos", type=Path, help="a folder that holds one folder of photos per class")
     add("--output", type=Path, help="the bundle's folder (bundles/NAME-OF-PHOTOS)")
-    add("--backbone", choices=list(BACKBONES), default="mobilenetv2", help="(%(default)s)")
+    add("--backbone", choices=list(BACKBONES), default=DEFAULT, help="(%(default)s)")
     add("--compare", nargs="+", choices=list(BACKBONES), help="train several, print a table")
-    add("--weights", help="file of ImageNet weights, or 'random' (Keras's download)")
+    add("--weights", help="file of ImageNet weights, or 'random' (shipped, or Keras's download)")
     add("--width", type=float, default=1.0, help="MobileNetV2's alpha (%(default)s)")
     side = "pixels per side of the images (the backbone's)"
     add("--size", type=int_between(32, 1024), dest="image_size", metavar="SIZE", help=side)

@@ -25,7 +25,7 @@ from training.checkpoint import versions
 from training.export import calibrate, export, refuse_other_folder
 from training.ood import log_odds, mahalanobis
 from training.photos import head, inspect, tuning
-from training.photos.backbones import BACKBONES, load_backbone
+from training.photos.backbones import BACKBONES, DEFAULT, load_backbone
 from training.photos.features import VIEWS, cache_name, features, pooled, served
 from training.photos.inspect import MIN_PHOTOS, Part, Photo, PhotosError, Survey
 from training.photos.report import examine, write_report
@@ -237,7 +237,7 @@ def transfer(
     folder: Path,
     destination: Path,
     *,
-    backbone: str = "mobilenetv2",
+    backbone: str = DEFAULT,
     weights: str | Path | None = None,
     width: float = 1.0,
     image_size: int | None = None,
