@@ -219,7 +219,8 @@ def check(settings: Settings) -> None:
     host, port = settings.host, settings.port
     try:
         for path in find_bundles(settings.models):
-            load_bundle(path).file(settings.engine)
+            bundle = load_bundle(path)
+            bundle.file(settings.engine or bundle.engine)
         socket.create_server((host, port)).close()
     except BundleError as error:
         sys.exit(f"error: {error}")

@@ -11,6 +11,7 @@ It is the one contract between training and serving. `model.json`:
                  "letterbox", "mirror": true or false}. The network's outputs for them are averaged
     files        {engine: {"name", "bytes", "sha256"}} for litert, litert-float32 and keras; the
                  names are those of FILENAMES
+    engine       optional: which of them serves where nobody asks for another, litert by default
     uncertainty  optional: {"threshold", …}: where the best class's probability is below it, the
                  prediction is uncertain
     ood          optional: {"score", "threshold", …}: where the out-of-distribution (OOD) score,
@@ -94,6 +95,7 @@ class Manifest(msgspec.Struct):
     input_size: Annotated[int, Meta(ge=8, le=1024)]
     views: Annotated[list[ViewEntry], Meta(min_length=1, max_length=16)]
     files: Annotated[dict[Engine, NetworkFile], Meta(min_length=1)]
+    engine: Engine = "litert"
     uncertainty: Uncertainty | None = None
     ood: Ood | None = None
 
@@ -111,6 +113,7 @@ class Bundle:
     threshold: float  # probability below which a prediction is uncertain; 0 where none was fitted
     ood: OodScore | None  # where the network returns one
     files: dict[Engine, NetworkFile]
+    engine: Engine  # that serves where nobody asks for another
     manifest: dict[str, Any]
 
     def file(self, engine: Engine) -> bytes:
@@ -156,6 +159,7 @@ def load_bundle(path: str | Path) -> Bundle:
         threshold=read.uncertainty.threshold if read.uncertainty else 0.0,
         ood=OodScore(read.ood.score, read.ood.threshold) if read.ood else None,
         files=read.files,
+        engine=read.engine,
         manifest=manifest,
     )
 
