@@ -9,9 +9,11 @@ model.json. Where there are images to calibrate it with, the 8-bit network compu
 import argparse
 import contextlib
 import hashlib
+import io
 import json
 import shlex
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from timeit import repeat
@@ -131,7 +133,11 @@ def in_integers(network: "keras.Model", calibration: np.ndarray) -> bytes:
     converter.representative_dataset = images
     # The debugger is the converter's only public way to leave some operations as they are.
     options = tf.lite.experimental.QuantizationDebugOptions(denylisted_ops=IN_FLOAT32)
-    with silent_stderr(), contextlib.redirect_stdout(None):  # a page about temporary files
+    with (
+        silent_stderr(),
+        contextlib.redirect_stdout(io.StringIO()),  # names of temporary files
+        warnings.catch_warnings(action="ignore"),  # of TensorFlow's own deprecated parts
+    ):
         debugger = tf.lite.experimental.QuantizationDebugger(
             converter=converter, debug_dataset=images, debug_options=options
         )
