@@ -10,6 +10,9 @@ COPY rest_api/requirements.lock rest_api/requirements.lock
 RUN python -m venv /venv && /venv/bin/pip install --no-cache-dir --no-compile --require-hashes -r rest_api/requirements.lock
 COPY rest_api rest_api
 COPY bundles bundles
+COPY LICENSE LICENSE
+COPY NOTICE NOTICE
+COPY LICENSES LICENSES
 # Starting it once writes the bytecode of what it uses, which a read-only system cannot.
 RUN /venv/bin/python -c "from rest_api.app import create_app; create_app()"
 

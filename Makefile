@@ -9,8 +9,8 @@ RIVALS := $(wildcard benchmarks/serving/rivals/*.txt)
 help: ## say what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-serve: .venv/serve ## install the server, without TensorFlow, and start it on port 5000
-	.venv/bin/python rest_api/app.py
+serve: .venv/serve ## install the server, without TensorFlow, and start it on port 5000; MODEL="PATH …" chooses models
+	.venv/bin/python rest_api/app.py $(MODEL:%=--model %)
 
 # Interrupted, the training goes on after its last epoch, and the rest begins anew.
 train: .venv/train ## train fast94 on CIFAR-10, export it and measure it; needs 3 GB, and CIFAR10_DIR or the network

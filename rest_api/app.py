@@ -221,7 +221,7 @@ def check(settings: Settings) -> None:
     host, port = settings.host, settings.port
     try:
         for bundle in read_bundles(settings.models).values():
-            bundle.file(settings.engine)
+            bundle.file(settings.engine or bundle.engine)
         socket.create_server((host, port)).close()
     except BundleError as error:
         sys.exit(f"error: {error}")

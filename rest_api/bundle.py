@@ -12,6 +12,7 @@ It is the one contract between training and serving. `model.json`:
                  network's outputs for them are averaged
     files        {engine: {"name", "bytes", "sha256"}} for litert, litert-float32 and keras; the
                  names are those of FILENAMES
+    engine       optional: which of them serves where nobody asks for another, litert by default
     uncertainty  optional: {"threshold", …}: where the best class's probability is below it, the
                  prediction is uncertain
     ood          optional: {"score", "threshold", …}: where the out-of-distribution (OOD) score,
@@ -100,6 +101,7 @@ class Manifest(msgspec.Struct):
     input_size: Size
     views: Annotated[list[View], Meta(min_length=1, max_length=16)]
     files: Annotated[dict[Engine, NetworkFile], Meta(min_length=1)]
+    engine: Engine = "litert"
     uncertainty: Uncertainty | None = None
     ood: Ood | None = None
     explains: bool = False
@@ -119,6 +121,7 @@ class Bundle:
     ood: OodScore | None  # where the network returns one
     explains: bool  # whether it returns class activation maps
     files: dict[Engine, NetworkFile]
+    engine: Engine  # that serves where nobody asks for another
     manifest: dict[str, Any]
 
     @property
@@ -171,6 +174,7 @@ def load_bundle(path: str | Path) -> Bundle:
         ood=OodScore(read.ood.score, read.ood.threshold) if read.ood else None,
         explains=read.explains,
         files=read.files,
+        engine=read.engine,
         manifest=manifest,
     )
 

@@ -74,11 +74,14 @@ class LoadedModel:
 
 def load_model(
     path: str | Path,
-    engine: Engine = "litert",
+    engine: Engine | None = None,
     threads: int = 1,
     max_pixels: int = Settings.max_pixels,
 ) -> LoadedModel:
-    """Load a bundle. Up to `threads` predictions run at the same time. Raises BundleError."""
+    """Load a bundle, for its own engine or another. Raises BundleError.
+
+    Up to `threads` predictions run at the same time.
+    """
     bundle = load_bundle(path)
     return LoadedModel(bundle, load_engine(bundle, engine, threads), max_pixels)
 

@@ -35,12 +35,14 @@ class Verdicts(NamedTuple):
     uncertain: np.ndarray  # (N,) bool: that, or not sure which class
 
 
-def load_engine(bundle: Bundle, engine: Engine = "litert", threads: int = 1) -> Predict:
+def load_engine(bundle: Bundle, engine: Engine | None = None, threads: int = 1) -> Predict:
     """Load the network and run it once, so that the first request finds it warm.
 
-    `litert` runs the 8-bit network, `litert-float32` the unquantised one, `keras` the .keras
-    file (needs TensorFlow). Up to `threads` calls run at the same time. Raises BundleError.
+    None is the bundle's own choice. `litert` runs the 8-bit network, `litert-float32` the
+    unquantised one, `keras` the .keras file (needs TensorFlow). Up to
+    `threads` calls run at the same time. Raises BundleError.
     """
+    engine = engine or bundle.engine
     content = bundle.file(engine)
     try:
         with silent_stderr():

@@ -160,7 +160,7 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("paths", nargs="+", metavar="PATH", help="files, folders, or - for standard input")
     add("--model", type=Path, default=DEFAULT_MODEL, help="a model bundle (%(default)s)")
-    add("--engine", choices=list(FILENAMES), default="litert", help="what runs it (%(default)s)")
+    add("--engine", choices=list(FILENAMES), help="what runs it (the model's own choice)")
     add("--top", type=int, default=3, help="classes to name, the best first (%(default)s)")
     add("--format", choices=list(FORMATS), default="table", help="of the answers (%(default)s)")
     add("--output", help="file for csv or json, continued where it ends; a folder with --cluster")

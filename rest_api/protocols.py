@@ -173,7 +173,7 @@ def tensors(name: str, version: str = "") -> Response:
     model: dict[str, Any] = {
         "name": name,
         "versions": [bundle.version],
-        "platform": this_app().settings.engine,
+        "platform": this_app().settings.engine or bundle.engine,
     }
     return answer(model | {"inputs": inputs, "outputs": outputs})
 

@@ -15,6 +15,9 @@ from typing import Any, NamedTuple
 from rest_api.bundle import FILENAMES, Engine
 
 DEFAULT_MODEL = Path(__file__).parent / "assets" / "cifar10"
+OTHER_MODELS = tuple(
+    DEFAULT_MODEL.with_name(name) for name in ("airplane-or-automobile", "scenes", "dishes")
+)
 MIB = 2**20
 
 
@@ -132,21 +135,22 @@ class Settings:
         environment=lambda: os.environ.get("PORT"),
     )
     models: tuple[Path, ...] = option(
-        (DEFAULT_MODEL,),
+        (DEFAULT_MODEL, *OTHER_MODELS),
         "--model",
         "a model bundle, or a folder of them such as `rest_api/assets`; give it again for more, "
         "the first is the default",
-        "`rest_api/assets/cifar10`",
+        "`cifar10`, `airplane-or-automobile`, `scenes` and `dishes` of `rest_api/assets`",
         type=Path,
         action="append",
     )
     workers: int = number(
         os.cpu_count() or 1, "--workers", "server processes", 1, 256, shown="one per core"
     )
-    engine: Engine = option(  # noqa: RUF009
-        "litert",
+    engine: Engine | None = option(  # noqa: RUF009
+        None,
         "--engine",
         "`litert` (8-bit), `litert-float32` or `keras` (needs TensorFlow)",
+        "each bundle's own",
         choices=list(FILENAMES),
     )
     max_body: int = number(10 * MIB, "--max-body", "MiB of a request", 1, 1000, MIB)

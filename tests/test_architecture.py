@@ -89,7 +89,9 @@ def test_photos_reach_nothing_of_cifar10_through_what_both_trainings_use():
         assert not {each for each in reached(name) if each.startswith("training.cifar10")}, name
 
 
-@pytest.mark.parametrize("command", ["train", "study", "export", "evaluate", "transfer", "photos"])
+@pytest.mark.parametrize(
+    "command", ["train", "study", "export", "evaluate", "transfer", "photos", "card"]
+)
 def test_help_comes_without_importing_tensorflow(command):
     script = (
         "import runpy, sys\n"

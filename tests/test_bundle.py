@@ -127,6 +127,18 @@ def test_missing_network_file_is_refused(bundle):
         load_engine(load_bundle(bundle))
 
 
+def test_bundle_names_the_engine_that_serves_it(bundle):
+    assert load_bundle(bundle).engine == "litert"
+    edit(bundle, engine="keras")
+    assert load_bundle(bundle).engine == "keras"
+    edit(bundle, engine="litert-float32")
+    with pytest.raises(BundleError, match="no file for the engine 'litert-float32'"):
+        load_engine(load_bundle(bundle))
+    edit(bundle, engine="onnx")
+    with pytest.raises(BundleError, match="engine"):
+        load_bundle(bundle)
+
+
 def test_engine_that_the_bundle_lacks_is_refused_with_those_it_has(bundle):
     files = json.loads((bundle / "model.json").read_text())["files"]
     edit(bundle, files={"litert": files["litert"]})

@@ -103,7 +103,7 @@ def test_outputs_beyond_the_ten_classes_become_the_log_odds(with_others, data):
 
 def test_accuracy_is_that_of_the_photos_when_they_are_served(with_others, data):
     _, bundle = with_others
-    model = load_model(bundle.path)
+    model = load_model(bundle.path, "litert")
     images, labels = data
     predictions = [model.classify(encode(Image.fromarray(image)), top=1) for image in images]
     right = np.mean([LABELS.index(each.classes[0][0]) for each in predictions] == labels)
@@ -196,12 +196,64 @@ def test_formats_may_differ_by_rounding_alone(probability, score, what):
         export.check_same(litert, reference)
 
 
-def test_loss_of_accuracy_by_eight_bits_writes_nothing(network, data, tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "MAX_LOSS", -1)
-    served = deployable(network, 1.0)
-    with pytest.raises(export.ExportError, match="8-bit LiteRT has an accuracy of"):
-        export.export(served, tmp_path / "bundle", DESCRIPTION, [data[0]], data[1])
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize(
+    ("setting", "value", "engine"),
+    [
+        ("MAX_LOSS", -1, "litert-float32"),
+        ("SLOWER", 0, "litert-float32"),
+        ("SLOWER", 1e9, "litert"),
+    ],
+)
+def test_eight_bits_serve_unless_they_lose_accuracy_or_time(
+    network, data, tmp_path, monkeypatch, setting, value, engine
+):
+    monkeypatch.setattr(export, setting, value)
+    network = deployable(network, 1.0)
+    export.export(network, tmp_path / "bundle", DESCRIPTION, [data[0]], data[1], engines=["keras"])
+    bundle = load_bundle(tmp_path / "bundle")
+    assert bundle.engine == engine
+    assert set(bundle.files) == {"keras", engine}  # what serves is kept, whoever asks for what
+
+
+@pytest.fixture(scope="module")
+def in_integers(data, tmp_path_factory):
+    """A bundle whose 8-bit network computes in integers, with a score that has large values."""
+    keras.utils.set_random_seed(0)
+    images = keras.Input((32, 32, 3))
+    maps = keras.layers.Conv2D(16, 3, activation="relu")(keras.layers.Rescaling(1 / 255)(images))
+    pooled = keras.layers.GlobalAveragePooling2D()(maps)
+    probabilities = keras.layers.Dense(10, activation="softmax")(pooled)
+    score = -keras.ops.sum(keras.ops.square(100 * pooled), -1)
+    folder = tmp_path_factory.mktemp("integers") / "bundle"
+    description = DESCRIPTION | {"ood": {"score": "of a test", "threshold": -7.0}}
+    network = keras.Model(images, [probabilities, score])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, "SLOWER", 1e9)
+        export.export(network, folder, description, [data[0]], data[1], calibration=data[0][:20])
+    return load_bundle(folder)
+
+
+def test_images_to_calibrate_with_have_convolutions_compute_in_integers(in_integers):
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_path=str(in_integers.path / "model.int8.tflite"))
+    details = {tensor["index"]: tensor["dtype"] for tensor in interpreter.get_tensor_details()}
+    types = {
+        operation["op_name"]: details[operation["outputs"][0]]
+        for operation in interpreter._get_ops_details()
+        if operation["op_name"] in ("CONV_2D", "FULLY_CONNECTED", "SUM")
+    }
+    assert types == {"CONV_2D": np.int8, "FULLY_CONNECTED": np.float32, "SUM": np.float32}
+
+
+def test_threshold_follows_the_scores_of_integers(in_integers, data):
+    served, reference = (
+        load_engine(in_integers, engine)(data[0][:20]).scores for engine in ("litert", "keras")
+    )
+    shift = np.median(served - reference)
+    assert in_integers.ood.threshold == pytest.approx(-7.0 + shift, abs=1e-3)
+    np.testing.assert_allclose(served, reference, rtol=0.1)
+    assert len(np.unique(served)) > 15  # not 8 bits
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def test_several_files_of_a_form_are_shown_each_and_their_names_escaped(client):
 def test_refusal_of_a_form_is_a_page_with_its_status_and_message(client):
     answer = client.post("/predict?model=<b>", headers={"Accept": BROWSER})
     assert answer.status_code == 404
-    assert "There is no model &#39;&lt;b&gt;&#39;. There are: cifar10." in answer.text
+    assert "There is no model &#39;&lt;b&gt;&#39;. There are: cifar10, " in answer.text
     opened = client.get("/predict", headers={"Accept": BROWSER})
     assert opened.status_code == 405
     assert opened.headers["Allow"]

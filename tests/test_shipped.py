@@ -8,15 +8,15 @@ from PIL import Image, ImageDraw
 
 from rest_api.bundle import load_bundle
 from rest_api.classifier import LoadedModel, load_model
-from rest_api.settings import DEFAULT_MODEL
+from rest_api.settings import DEFAULT_MODEL, OTHER_MODELS
 from tests.support import ROOT, encode
 
 RECORDS = ROOT / "benchmarks" / "quality" / "records"
 
 
-@pytest.fixture(scope="module")
-def model() -> LoadedModel:
-    return load_model(DEFAULT_MODEL)
+@pytest.fixture(scope="module", params=[DEFAULT_MODEL, *OTHER_MODELS], ids=lambda path: path.name)
+def model(request: pytest.FixtureRequest) -> LoadedModel:
+    return load_model(request.param)
 
 
 def page_of_text(seed: int) -> Image.Image:
@@ -54,11 +54,29 @@ def test_picture_of_no_thing_is_none_of_these(model, image):
 def test_shipped_bundles_stay_small_and_only_the_default_has_its_keras_file():
     # 2.5 million parameters of four bytes, and of one
     assert sum(path.stat().st_size for path in DEFAULT_MODEL.iterdir()) < 12.6e6
-    bundles = [path.parent for path in DEFAULT_MODEL.parent.glob("*/model.json")]
-    assert len(bundles) == 3
+    bundles = {path.parent for path in DEFAULT_MODEL.parent.glob("*/model.json")}
+    assert len(bundles) == 6
     for bundle in bundles:
-        assert (bundle / "model.int8.tflite").stat().st_size <= 2.6e6
+        largest = 4.5e6 if bundle in OTHER_MODELS else 2.6e6
+        assert (bundle / "model.int8.tflite").stat().st_size <= largest
         assert (bundle / "model.keras").exists() == (bundle == DEFAULT_MODEL)
+
+
+@pytest.mark.parametrize("path", sorted(DEFAULT_MODEL.parent.glob("*/model.json")), ids=str)
+def test_every_shipped_bundle_has_a_card_of_its_version(path):
+    bundle = load_bundle(path.parent)
+    card = (bundle.path / "CARD.md").read_text(encoding="utf-8")
+    assert bundle.version in card
+    assert ", ".join(bundle.labels) in card
+    (figure,) = {f"{bundle.manifest['accuracy'][bundle.engine]:.1%}"}
+    assert figure in card
+    assert ("ML Illustrated" in card) == (bundle.path in OTHER_MODELS)
+
+
+def test_models_of_photos_are_of_the_documented_command():
+    assert [load_bundle(path).name for path in OTHER_MODELS] == [path.name for path in OTHER_MODELS]
+    for path in OTHER_MODELS:
+        assert load_bundle(path).manifest["training"]["backbone"] == "efficientnetlite0"
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar10-fast94"])

@@ -20,7 +20,7 @@ from tests.support import coloured, error_of, small_backbone
 from training import transfer as command
 from training.ood import mahalanobis
 from training.photos import head, transfer, tuning
-from training.photos.backbones import BACKBONES, WeightsError, load_backbone
+from training.photos.backbones import BACKBONES, DEFAULT, WeightsError, load_backbone
 from training.photos.features import cache_name, features, pooled, served, view_of
 from training.photos.inspect import survey
 
@@ -57,7 +57,7 @@ def result(photos, tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", [name for name in BACKBONES if name != DEFAULT])
 def test_backbone_contains_its_own_preprocessing(name):
     images = np.random.default_rng(0).integers(0, 256, (2, 96, 96, 3)).astype(np.float32)
     network = load_backbone(name, "random")
@@ -151,6 +151,7 @@ def test_mahalanobis_is_that_of_numpy():
     x = rng.normal(size=(50, 8)).astype("float32")
     _, scores = scores_of(known, class_ids, x)
 
+    known, x = (each / np.linalg.norm(each, axis=1, keepdims=True) for each in (known, x))
     means = np.stack([known[class_ids == each].mean(0) for each in range(3)])
     within = known - means[class_ids]
     outer = within[:, :, None] * within[:, None]
@@ -162,6 +163,14 @@ def test_mahalanobis_is_that_of_numpy():
     apart = (x[:, None] - means) @ directions  # (50, 3, 8)
     distances = (np.square(apart) / variances).sum(-1)
     np.testing.assert_allclose(scores, -distances.min(1), rtol=1e-3)
+
+
+def test_how_strong_features_are_does_not_count():
+    rng = np.random.default_rng(0)
+    class_ids = rng.integers(0, 2, 60)
+    known = (rng.normal(size=(60, 20)) + 3 * np.eye(2, 20)[class_ids]).astype("float32")
+    once, twice = scores_of(known, class_ids, 2 * known)
+    np.testing.assert_allclose(twice, once, rtol=1e-3)
 
 
 def test_few_photos_score_no_lower_than_new_ones_of_their_classes():
@@ -243,6 +252,18 @@ def test_all_formats_and_the_saved_model_agree(result):
     probabilities, scores = saved.serve(images.astype(np.float32))
     np.testing.assert_allclose(probabilities, reference.probabilities, atol=1e-4)
     np.testing.assert_allclose(scores, reference.scores, rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_card_has_the_figures_of_the_report(result):
+    figures, folder = result
+    card = (folder / "bundle" / "CARD.md").read_text()
+    assert "green, red" in card
+    (row,) = (line for line in card.splitlines() if line.startswith("| right (accuracy) |"))
+    low, high = figures["accuracy_interval"]
+    assert (
+        f"| {figures['test_photos']} | {figures['accuracy']:.1%} | {low:.1%} to {high:.1%}" in row
+    )
 
 
 @pytest.mark.slow
@@ -413,7 +434,19 @@ def test_final_network_is_trained_on_the_validation_photos_too(photos, tmp_path,
         np.testing.assert_array_equal(value, expected)
     transfer.fit(task, selection)
     parts = task.dataset.parts
-    assert shown == [len(parts["train"]), len(parts["train"]) + len(parts["validation"])]
+    both = len(parts["train"]) + len(parts["validation"])
+    assert (shown[0], shown[-1]) == (len(parts["train"]), both)
+    assert sum(both - each for each in shown[1:-1]) == both  # each photo is unseen once
+
+
+def test_folds_hold_each_photo_once_and_near_duplicates_together(photos):
+    found = [replace(p, group=p.group[:2]) for p in survey(photos).photos]  # some share a group
+    folds = [transfer.apart(found, fold, 0) for fold in range(transfer.FOLDS)]
+    assert all(len(seen) + len(unseen) == len(found) for seen, unseen in folds)
+    unseen = [photo for _, inside in folds for photo in inside]
+    assert sorted(p.digest for p in unseen) == sorted(p.digest for p in found)
+    for seen, inside in folds:
+        assert not {p.group for p in seen} & {p.group for p in inside}
 
 
 def test_mixup_keeps_more_of_an_image_than_of_the_other():

@@ -12,6 +12,7 @@ import numpy as np
 from keras import ops
 
 COMPONENTS = 32  # principal directions that have a variance of their own
+SHORTEST = 1e-6  # length of features that is divided by
 
 # features (N, D) and logits (N, classes), symbolic → score (N,)
 Score = Callable[[keras.KerasTensor, keras.KerasTensor], keras.KerasTensor]
@@ -26,10 +27,27 @@ def log_odds(logits: keras.KerasTensor, known: int) -> keras.KerasTensor:
 
 
 def mahalanobis(features: np.ndarray, class_ids: np.ndarray) -> Score:
+    """The distance score of features that are scaled to unit length (Mueller & Hein 2025,
+    arXiv:2505.18032), fitted on the features (N, D) and class ids (N,) of training photos.
+
+    How strongly a photo excites the network says little of what it shows. Plain colours, which
+    excite it little, would otherwise lie near every class.
+    """
+    lengths = np.linalg.norm(features, axis=1, keepdims=True).clip(SHORTEST)
+    fitted = distance(features / lengths, class_ids)
+
+    def score(features: keras.KerasTensor, logits: keras.KerasTensor) -> keras.KerasTensor:
+        length = ops.sqrt(ops.sum(ops.square(features), -1, keepdims=True))
+        return fitted(features / ops.maximum(length, SHORTEST), logits)
+
+    return score
+
+
+def distance(features: np.ndarray, class_ids: np.ndarray, components: int = COMPONENTS) -> Score:
     """Minus the squared Mahalanobis distance to the nearest class mean (Lee et al. 2018,
     arXiv:1807.03888), fitted on the features (N, D) and class ids (N,) of training photos.
 
-    The covariance has COMPONENTS principal directions and one variance for all others (Tipping &
+    The covariance has `components` principal directions and one variance for all others (Tipping &
     Bishop 1999), shrunk as Ledoit & Wolf have it. Both matter where photos are few: the first
     directions fit the noise of the photos that they were found in, so a distance in them alone is
     larger for these than for new photos, and rejects what the classifier was trained on.
@@ -38,7 +56,7 @@ def mahalanobis(features: np.ndarray, class_ids: np.ndarray) -> Score:
     within = features - means[class_ids]
     shrinkage, mean_variance = ledoit_wolf(within)
     _, spread, directions = np.linalg.svd(within, full_matrices=False)
-    rank = min(COMPONENTS, len(spread) // 2)
+    rank = min(components, len(spread) // 2)
     variances = spread**2 / len(within)
     others = variances[rank:].sum() / (within.shape[1] - rank)
     variances, other = (

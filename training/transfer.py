@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import training
-from rest_api.bundle import BundleError, View
+from rest_api.bundle import FILENAMES, BundleError, View
 from rest_api.settings import int_between
 from training.export import ExportError, parse_view
-from training.photos.backbones import BACKBONES, WeightsError
+from training.photos.backbones import BACKBONES, DEFAULT, WeightsError
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -22,9 +22,9 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("photos", type=Path, help="a folder that holds one folder of photos per class")
     add("--output", type=Path, help="the bundle's folder (bundles/NAME-OF-PHOTOS)")
-    add("--backbone", choices=list(BACKBONES), default="mobilenetv2", help="(%(default)s)")
+    add("--backbone", choices=list(BACKBONES), default=DEFAULT, help="(%(default)s)")
     add("--compare", nargs="+", choices=list(BACKBONES), help="train several, print a table")
-    add("--weights", help="file of ImageNet weights, or 'random' (Keras's download)")
+    add("--weights", help="file of ImageNet weights, or 'random' (shipped, or Keras's download)")
     add("--width", type=float, default=1.0, help="MobileNetV2's alpha (%(default)s)")
     side = "pixels per side of the images (the backbone's)"
     add("--size", type=int_between(32, 1024), dest="image_size", metavar="SIZE", help=side)
@@ -32,6 +32,16 @@ def parse_arguments() -> argparse.Namespace:
     stretch = [View("stretch")]
     add("--views", nargs="+", type=parse_view, default=stretch, metavar="VIEW", help=views)
     add("--background", type=Path, help="photos of anything else, to be rejected")
+    others = "folders of photos of anything else, only to measure what is made of them"
+    add("--others", type=Path, nargs="+", default=[], metavar="DIR", help=others)
+    add("--source", default="", help="for the card: where the photos are from, and their licence")
+    add(
+        "--engines",
+        nargs="+",
+        choices=list(FILENAMES),
+        default=list(FILENAMES),
+        help="whose files to keep beside the one that is served (all)",
+    )
     add("--saved-model", action="store_true", help="also write a TensorFlow SavedModel")
     add("--no-tuning", action="store_false", dest="tuning", help="train the head only")
     seed = "of split and training (%(default)s)"
@@ -69,7 +79,7 @@ def main() -> None:
 
 def comparison(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
     """A table of backbones."""
-    lines = ["| backbone | accuracy | 8-bit network (MB) | one photo (ms) | minutes |"]
+    lines = ["| backbone | accuracy | network (MB) | one photo (ms) | minutes |"]
     lines.append("|---|---:|---:|---:|---:|")
     for name, row in zip(names, rows, strict=True):
         lines.append(

@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks.common import command_line, print_table
 from training import import_keras
-from training.photos.backbones import BACKBONES, WeightsError, load_backbone
+from training.photos.backbones import BACKBONES, DEFAULT, WeightsError, load_backbone
 from training.photos.inspect import PhotosError, files_in, inspect, survey
 
 SEEDS = (0, 1, 2)
@@ -24,8 +24,8 @@ def main() -> None:
     parser = command_line(__doc__)
     parser.add_argument("photos", nargs="+", type=Path, help="folders with a folder a class")
     parser.add_argument("--others", nargs="*", type=Path, default=[], help="of anything else")
-    parser.add_argument("--backbone", choices=list(BACKBONES), default="mobilenetv2")
-    parser.add_argument("--weights", help="file of ImageNet weights (Keras's download)")
+    parser.add_argument("--backbone", choices=list(BACKBONES), default=DEFAULT)
+    parser.add_argument("--weights", help="file of ImageNet weights (shipped, or Keras's download)")
     parser.add_argument("--width", type=float, default=1.0, help="MobileNetV2's alpha")
     args = parser.parse_args()
     import_keras()

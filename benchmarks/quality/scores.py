@@ -12,9 +12,12 @@ from keras import ops
 
 from benchmarks.common import fpr95
 from training import metrics
-from training.ood import Score, linear, mahalanobis
+from training.ood import Score, distance, linear, mahalanobis
 from training.photos.head import best_penalty, fit_heads
 from training.photos.inspect import Photo, split
+
+NEIGHBOURS = 5
+DIRECTIONS = 64  # of the residual
 
 
 def probability(features: np.ndarray, class_ids: np.ndarray) -> Score:
@@ -47,10 +50,52 @@ def cosine(features: np.ndarray, class_ids: np.ndarray) -> Score:
     return score
 
 
+def lengths_kept(features: np.ndarray, class_ids: np.ndarray) -> Score:
+    """The Mahalanobis distance of the features as they are."""
+    return distance(features, class_ids)
+
+
+def many_directions(features: np.ndarray, class_ids: np.ndarray) -> Score:
+    """The same with half as many principal directions as there are photos."""
+    return distance(features, class_ids, len(features))
+
+
+def neighbours(features: np.ndarray, class_ids: np.ndarray) -> Score:
+    """The cosine between a photo and the NEIGHBOURS-th nearest of the training (Sun et al. 2022,
+    arXiv:2204.06507)."""
+    lengths = np.linalg.norm(features, axis=1, keepdims=True)
+
+    def score(vectors, logits):
+        cosines = linear((features / lengths).T, 0.0, "cosines")(vectors)
+        nearest = ops.top_k(cosines, NEIGHBOURS)[0][:, -1]
+        return nearest / ops.sqrt(ops.sum(ops.square(vectors), -1))
+
+    return score
+
+
+def residual(features: np.ndarray, class_ids: np.ndarray) -> Score:
+    """Minus the length of what lies outside the principal directions (as in ViM, Wang et al. 2022,
+    arXiv:2203.10807)."""
+    mean = features.mean(0)
+    _, _, directions = np.linalg.svd(features - mean, full_matrices=False)
+    principal = directions[:DIRECTIONS].T
+
+    def score(vectors, logits):
+        centred = vectors - mean.astype(np.float32)
+        along = linear(principal, 0.0, "along_the_principal")(centred)
+        return ops.sum(ops.square(along), -1) - ops.sum(ops.square(centred), -1)
+
+    return score
+
+
 SCORES: dict[str, Callable[[np.ndarray, np.ndarray], Score]] = {
     "probability": probability,
     "energy": energy,
     "cosine": cosine,
+    "residual": residual,
+    "nearest neighbours": neighbours,
+    "mahalanobis, lengths kept": lengths_kept,
+    "mahalanobis, lengths kept, many directions": many_directions,
     "mahalanobis": mahalanobis,
 }
 

@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks.common import command_line, mean_and_std, print_table
 from training import import_keras
 from training.export import ExportError
-from training.photos.backbones import WeightsError
+from training.photos.backbones import BACKBONES, DEFAULT, WeightsError
 from training.photos.inspect import PhotosError, files_in, inspect
 
 SEEDS = (0, 1, 2)
@@ -35,7 +35,7 @@ def figures_of(folder: Path, seed: int, others: Path | None, **options: Any) -> 
     seconds = transfer(folder, destination, seed=seed, **options)[0]["seconds"]
     test = gather(folder, None, seed)[1].parts["test"]
     ood = inspect([(path, "") for path in files_in(others)])[0] if others else []
-    figures, _ = examine(load_bundle(destination), {"test": test}, ood)
+    figures, _ = examine(load_bundle(destination), {"test": test}, {"others": ood} if ood else {})
     rate = figures["true_positive_rate"]["test"]
     return figures | {"true_positive_rate": rate, "minutes": seconds / 60}
 
@@ -53,11 +53,12 @@ def main() -> None:
     parser = command_line(__doc__)
     parser.add_argument("photos", nargs="+", type=Path, help="folders with a folder a class")
     parser.add_argument("--others", type=Path, help="photos of anything else")
-    parser.add_argument("--weights", help="file of ImageNet weights (Keras's download)")
+    parser.add_argument("--backbone", choices=list(BACKBONES), default=DEFAULT)
+    parser.add_argument("--weights", help="file of ImageNet weights (shipped, or Keras's download)")
     parser.add_argument("--width", type=float, default=1.0, help="MobileNetV2's alpha")
     args = parser.parse_args()
     import_keras()
-    options = {"weights": args.weights, "width": args.width}
+    options = {"backbone": args.backbone, "weights": args.weights, "width": args.width}
     try:
         rows = [
             row(folder.name, [figures_of(folder, seed, args.others, **options) for seed in SEEDS])

@@ -79,8 +79,8 @@ def compare(
 def complete_bundle(folder: Path) -> Path:
     """The shipped network in all formats; its 32-bit LiteRT file is too large to be shipped."""
     network = keras.saving.load_model(DEFAULT_MODEL / "model.keras", compile=False)
-    write_formats(network, folder)
     manifest = load_bundle(DEFAULT_MODEL).manifest
+    write_formats(network, folder, manifest["input_size"])
     write_manifest(folder, {k: v for k, v in manifest.items() if k not in ("schema", "files")})
     return folder
 

@@ -3,30 +3,35 @@
 import base64
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from timeit import timeit
+from types import MappingProxyType
 from typing import Any
 
 import jinja2
 import numpy as np
 from matplotlib.figure import Figure
 
-from rest_api.bundle import Bundle, sizes_of
-from rest_api.engine import Outputs, Predict, judge, load_engine
+from rest_api.bundle import Bundle
+from rest_api.engine import Outputs, judge, load_engine
 from training import metrics, plots
+from training.card import proportion
+from training.export import milliseconds
 from training.files import replacing
-from training.photos.features import predict_photos, view_of
+from training.photos.features import predict_photos, served, view_of
 from training.photos.inspect import Part, Photo
 
 TEMPLATE = Path(__file__).with_name("report.html")
-TIMED = 50  # predictions
+WORST = 5  # of the mistakes
 
 
 def examine(
-    bundle: Bundle, parts: Mapping[Part, Sequence[Photo]], others: Sequence[Photo] = ()
+    bundle: Bundle,
+    parts: Mapping[Part, Sequence[Photo]],
+    others: Mapping[str, Sequence[Photo]] = MappingProxyType({}),
 ) -> tuple[dict[str, Any], dict[str, Figure]]:
     """The figures of a bundle, and plots by caption; `parts` must hold "test".
 
-    `others` are OOD photos, of no class. All is measured on the 8-bit network as it is served.
+    `others` are OOD photos, of no class, by the name of their set. All is measured on the network
+    as it is served.
     """
     predict = load_engine(bundle)
 
@@ -47,27 +52,51 @@ def examine(
         "accuracy_interval": metrics.interval(int(correct.sum()), len(correct)),
         "calibration_error": metrics.expected_calibration_error(probabilities, class_ids),
         "true_positive_rate": {part: positive_rate(each) for part, each in outputs.items()},
-        "milliseconds": milliseconds(predict, bundle),
-        "megabytes": bundle.manifest["files"]["litert"]["bytes"] / 1e6,
+        "milliseconds": milliseconds(predict, served([test[0]], bundle.input_size, bundle.views)),
+        "megabytes": bundle.manifest["files"][bundle.engine]["bytes"] / 1e6,
+        "mistaken": mistaken(probabilities, class_ids, bundle.labels),
         "classes": [
             of_class(label, correct[class_ids == i]) for i, label in enumerate(bundle.labels)
         ],
     }
-    if others:
-        strange = outputs_of(others)
+    answered = ~judge(outputs["test"], bundle).uncertain
+    rows = [
+        proportion("right (accuracy)", int(correct.sum()), len(correct)),
+        *(
+            proportion(f"right, {label}", int(correct[class_ids == i].sum()), int(n))
+            for i, (label, n) in enumerate(zip(bundle.labels, np.bincount(class_ids), strict=True))
+        ),
+        proportion("answered (coverage)", int(answered.sum()), len(answered)),
+        proportion("right of those answered", int(correct[answered].sum()), int(answered.sum())),
+    ]
+    strange = {name: outputs_of(photos) for name, photos in others.items()}
+    for name, each in strange.items():
+        passed = ~judge(each, bundle).uncertain
+        rows.append(
+            proportion(f"photos of other things, {name}: answered", int(passed.sum()), len(passed))
+        )
+    figures["rows"] = rows
+    if strange:
+        pooled = Outputs(*map(np.concatenate, zip(*strange.values(), strict=True)))
         figures |= {
-            "ood_photos": len(others),
-            "false_positive_rate": positive_rate(strange),
-            "auroc": metrics.auroc(outputs["test"].scores, strange.scores),
+            "ood_photos": len(pooled.scores),
+            "false_positive_rate": positive_rate(pooled),
+            "auroc": metrics.auroc(outputs["test"].scores, pooled.scores),
         }
     return figures, draw(outputs["test"], class_ids, test, bundle.labels)
 
 
-def milliseconds(predict: Predict, bundle: Bundle) -> float:
-    """The mean time of a prediction for one photo."""
-    sides = sizes_of(bundle.views, bundle.input_size)
-    views = [np.zeros((1, side, side, 3), np.uint8) for side in sides]
-    return 1000 * timeit(lambda: [predict(view) for view in views], number=TIMED) / TIMED
+def mistaken(
+    probabilities: np.ndarray, class_ids: np.ndarray, labels: Sequence[str]
+) -> list[tuple[str, str, int, int]]:
+    """The most frequent mistakes: class, what it was taken for, how often, of how many photos."""
+    matrix = metrics.confusion_matrix(probabilities, class_ids)
+    wrong = matrix * (1 - np.eye(len(labels), dtype=int))
+    pairs = np.argwhere(wrong)
+    ordered = sorted(pairs.tolist(), key=lambda pair: -wrong[*pair] / matrix[pair[0]].sum())
+    return [
+        (labels[i], labels[j], int(wrong[i, j]), int(matrix[i].sum())) for i, j in ordered[:WORST]
+    ]
 
 
 def of_class(label: str, correct: np.ndarray) -> dict[str, Any]:
@@ -110,7 +139,7 @@ def as_lines(figures: Mapping[str, Any]) -> dict[str, str]:
             f"{part} {rate:.1%}" for part, rate in figures["true_positive_rate"].items()
         ),
         "one photo, on one thread": f"{figures['milliseconds']:.1f} ms",
-        "8-bit network": f"{figures['megabytes']:.1f} MB",
+        "network": f"{figures['megabytes']:.1f} MB",
     }
     if "ood_photos" in figures:
         lines |= {

@@ -31,7 +31,7 @@ def predict() -> flask.Response:
     data = {"success": False}
     if flask.request.files.get("image"):
         image = Image.open(io.BytesIO(flask.request.files["image"].read()))
-        probabilities, _ = model.predict(prepare_image(image, (32, 32)), verbose=0)
+        probabilities, *_ = model.predict(prepare_image(image, (32, 32)), verbose=0)
         data["predictions"] = [
             {"label": label, "probability": float(p)}
             for label, p in zip(LABELS, probabilities[0], strict=True)
