@@ -150,7 +150,7 @@ def content_of(path: Path) -> Any:
         return {name: each for name, each in arrays_of(path).items() if name != "state"}
     if path.suffix == ".keras":
         with zipfile.ZipFile(path) as file:
-            return {name: file.read(name) for name in ("config.json", "model.weights.h5")}
+            return file.read("model.weights.h5")  # config.json has numbers of Python's objects
     return path.read_bytes() if path.suffix == ".tflite" else None
 
 
