@@ -150,6 +150,9 @@ def test_files_come_in_the_order_of_their_names(folder):
         (("--output", "x"), "--output needs --format"),
         (("--model", "absent"), "is not a model bundle"),
         (("--max-pixels", "200"), "'200' is not a whole number from 1 to 178"),
+        (("--cluster", "auto"), "--cluster needs --output"),
+        (("--cluster", "auto", "--output", "x", "--top", "5"), "without --top and --format"),
+        (("--retry-errors",), "--retry-errors needs --cluster"),
     ],
 )
 def test_wrong_arguments_are_refused_by_name(arguments, complaint):
@@ -157,3 +160,9 @@ def test_wrong_arguments_are_refused_by_name(arguments, complaint):
     assert done.returncode != 0
     assert complaint in done.stderr.decode()
     assert "Traceback" not in done.stderr.decode()
+
+
+def test_cluster_cannot_read_standard_input():
+    done = run("-", "--cluster", "auto", "--output", "x", stdin=FROG.read_bytes())
+    assert done.returncode == 2
+    assert "--cluster cannot read from standard input" in done.stderr.decode()
