@@ -158,7 +158,8 @@ plots.show(plots.growth(needed), "transfer_photos_needed")
 
 # %%
 BUNDLE = Path("bundles", PHOTOS.name)
-figures, drawings = transfer(PHOTOS, BUNDLE, weights=WEIGHTS, width=WIDTH, saved_model=True)
+options = {"backbone": "mobilenetv2", "weights": WEIGHTS, "width": WIDTH}
+figures, drawings = transfer(PHOTOS, BUNDLE, saved_model=True, **options)
 model = load_model(BUNDLE)
 lines = pd.Series(as_lines(figures)).drop(["one photo, on one thread", "total time"])
 lines["epochs of fine-tuning that were kept"] = model.bundle.manifest["training"]["tuned_epochs"]
