@@ -7,21 +7,23 @@ import numpy as np
 from keras import ops
 
 
-def parts_of_maximum(maps: keras.KerasTensor) -> keras.KerasTensor:
-    """What each place adds to the global maximum of feature maps (N, h, w, channels), of which the
-    parts have the shape and over the places the sum."""
+def shares_of_maximum(maps: keras.KerasTensor) -> keras.KerasTensor:
+    """What each place has of the global maximum of feature maps: (N, h, w, channels), sums of 1."""
     highest = ops.cast(ops.equal(maps, ops.max(maps, (1, 2), keepdims=True)), "float32")
-    return maps * highest / ops.sum(highest, (1, 2), keepdims=True)
+    return highest / ops.sum(highest, (1, 2), keepdims=True)
 
 
-def activation_maps(parts: keras.KerasTensor, kernel: np.ndarray) -> keras.KerasTensor:
+def activation_maps(
+    shares: keras.KerasTensor, features: keras.KerasTensor, kernel: np.ndarray
+) -> keras.KerasTensor:
     """Class activation maps (N, h, w, classes) of a linear head on pooled features.
 
-    `parts` (N, h, w, channels) are what each place adds to a feature, `kernel` (channels, classes)
-    is the head's. A map tells what speaks for its class rather than for the others: it sums to the
-    class's logit, less the mean of all logits and without biases.
+    `shares` (N, h, w, channels) say which place a feature (N, channels) comes from, `kernel`
+    (channels, classes) is the head's. A map tells what speaks for its class rather than for the
+    others: it sums to the class's logit, less the mean of all logits and without biases.
     """
+    contrasts = kernel - kernel.mean(1, keepdims=True)
     head = keras.layers.Conv2D(kernel.shape[1], 1, use_bias=False, name="maps")
-    maps = head(parts)
-    head.set_weights([(kernel - kernel.mean(1, keepdims=True))[None, None]])
+    maps = head(shares * features[:, None, None, :])
+    head.set_weights([contrasts[None, None]])
     return maps

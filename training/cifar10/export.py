@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from rest_api.bundle import FILENAMES, Engine, View
-from training.cam import activation_maps, parts_of_maximum
+from training.cam import activation_maps, shares_of_maximum
 from training.cifar10 import recipes
 from training.cifar10.data import HELD_OUT, LABELS, SIDE, Split, load_cifar10, split_validation
 from training.cifar10.networks import BatchNorm
@@ -51,9 +51,9 @@ def deployable(network: keras.Model, temperature: float) -> keras.Model:
     classes = len(LABELS)
     if explains(network):
         pool, kernel = copy.get_layer("features"), copy.get_layer("head").kernel.numpy()
-        inner = keras.Model(copy.input, [copy.output, parts_of_maximum(pool.input)])
-        logits, parts = inner(images)
-        maps = [activation_maps(parts, kernel[:, :classes])]
+        inner = keras.Model(copy.input, [copy.output, shares_of_maximum(pool.input), pool.output])
+        logits, shares, pooled = inner(images)
+        maps = [activation_maps(shares, pooled, kernel[:, :classes])]
     else:
         logits, maps = copy(images), []
     known = logits[:, :classes] if knows_others(network) else logits

@@ -61,17 +61,9 @@ def pooled(backbone: keras.Model, image_size: int | None = None) -> keras.Model:
     Mensink 2010).
     """
     images = keras.Input((image_size, image_size, 3), name="image")
-    mean = keras.layers.GlobalAveragePooling2D(name="pool")(backbone(images))
+    mean = keras.layers.GlobalAveragePooling2D()(backbone(images))
     roots = ops.sign(mean) * (ops.sqrt(ops.abs(mean) + SOFTENED) - SOFTENED**0.5)
     return keras.Model(images, roots, name=backbone.name)
-
-
-def parts_of_features(maps: keras.KerasTensor) -> keras.KerasTensor:
-    """What each place of a backbone's maps (N, h, w, channels) adds to the features of `pooled`, in
-    whose root every place counts by its share of the mean."""
-    _, height, width, _ = maps.shape
-    mean = ops.mean(maps, (1, 2), keepdims=True)
-    return maps / (height * width * (ops.sqrt(ops.abs(mean) + SOFTENED) + SOFTENED**0.5))
 
 
 def features(

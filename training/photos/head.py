@@ -62,13 +62,6 @@ def linear_head(
     return head
 
 
-def kernel(classifier: keras.Model) -> np.ndarray:
-    """The weights (D, classes) of a linear head, as if its features were not scaled before."""
-    weights, _ = classifier.get_layer("logits").get_weights()
-    deviation = np.sqrt(np.asarray(classifier.get_layer("scale").variance).ravel())
-    return weights / deviation[:, None]
-
-
 def best_penalty(
     heads: Mapping[float, keras.Model], validation: np.ndarray, class_ids: np.ndarray
 ) -> float:

@@ -22,21 +22,13 @@ from matplotlib.figure import Figure
 
 from rest_api.bundle import FILENAMES, Engine, Resize, View, load_bundle
 from training import plots
-from training.cam import activation_maps
 from training.card import card, write_card
 from training.checkpoint import versions
 from training.export import calibrate, export, refuse_other_folder
 from training.ood import log_odds, mahalanobis
 from training.photos import head, inspect, tuning
 from training.photos.backbones import BACKBONES, DEFAULT, load_backbone
-from training.photos.features import (
-    VIEWS,
-    cache_name,
-    features,
-    parts_of_features,
-    pooled,
-    served,
-)
+from training.photos.features import VIEWS, cache_name, features, pooled, served
 from training.photos.inspect import MIN_PHOTOS, Part, Photo, PhotosError, Survey
 from training.photos.report import examine, write_report
 
@@ -226,9 +218,7 @@ def fit(task: Task, selection: Selection) -> keras.Model:
     known = logits[:, : len(dataset.labels)]
     scaled = keras.layers.Rescaling(1 / selection.temperature, name="temperature")(known)
     probabilities = keras.layers.Softmax(name="probabilities")(scaled)
-    parts = parts_of_features(task.network.get_layer("pool").input)
-    maps = activation_maps(parts, head.kernel(classifier)[:, : len(dataset.labels)])
-    return keras.Model(task.network.input, [probabilities, score, maps])
+    return keras.Model(task.network.input, [probabilities, score])
 
 
 def joined(task: Task, classifier: keras.Model) -> keras.Model:
@@ -281,7 +271,6 @@ def describe(task: Task, selection: Selection, backbone: str, width: float) -> d
         "views": msgspec.to_builtins(task.views),
         "accuracy": {"measured_on": "test photos, kept back from training"},
         **selection.calibration,
-        "explains": True,
         "training": {
             "backbone": backbone,
             "width": width,
