@@ -19,8 +19,10 @@ train: .venv/train ## train fast94 on CIFAR-10, export it and measure it; needs 
 	.venv/bin/python -m training.evaluate bundles/fast94
 	@echo "Serve it: .venv/bin/python rest_api/app.py --model bundles/fast94"
 
+# Ray gives its processes up that take over 15 seconds to start, as beside other tests they may.
 test: .venv/test ## install everything, 3 GB, and run all tests, with their coverage
-	$(PYTEST) --cov
+	$(PYTEST) --cov -m "not cluster"
+	.venv/bin/python -m pytest --cov --cov-append -m cluster
 
 test-fast: .venv/test ## run the tests that need only seconds
 	$(PYTEST) -m "not slow"

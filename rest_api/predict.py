@@ -196,9 +196,10 @@ def classify_on_cluster(args: argparse.Namespace) -> None:
             f"pip install -r rest_api/requirements-cluster.txt ({error})"
         )
     bundle = load_bundle(args.model)
-    bundle.file(args.engine)  # is whole
+    engine = args.engine or bundle.engine
+    bundle.file(engine)  # is whole
     paths = [manifest.absolute(path) for path in args.paths]
-    job = cluster.Job(paths, args.engine, args.max_pixels, bundle.manifest)
+    job = cluster.Job(paths, engine, args.max_pixels, bundle.manifest)
     number = 0
     try:
         for path, why in cluster.classify_on_cluster(

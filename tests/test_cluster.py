@@ -21,6 +21,8 @@ from rest_api.predict import classify_all
 from rest_api.settings import DEFAULT_MODEL
 from tests.support import FROG, ROOT, encode, picture
 
+pytestmark = [pytest.mark.slow, pytest.mark.cluster]
+
 SLOW, QUICK = 230, 20  # photos that take long to decode, and others
 
 
@@ -83,7 +85,6 @@ def actors(cluster: Any) -> list[psutil.Process]:
     ]
 
 
-@pytest.mark.slow
 def test_killed_job_goes_on_to_the_answers_of_the_plain_command(cluster, photos, tmp_path):
     output = tmp_path / "out"
     (photos / "cut.jpg").write_bytes(FROG.read_bytes()[:5000])
@@ -121,7 +122,6 @@ def test_killed_job_goes_on_to_the_answers_of_the_plain_command(cluster, photos,
     assert (row["label"], row["error"]) == ("frog", None)
 
 
-@pytest.mark.slow
 def test_dead_actor_and_lost_node_cost_no_photo(cluster, photos, tmp_path):
     output = tmp_path / "out"
     process = start(cluster, photos, output)
@@ -136,7 +136,6 @@ def test_dead_actor_and_lost_node_cost_no_photo(cluster, photos, tmp_path):
     add_node(cluster, cpus=1)
 
 
-@pytest.mark.slow
 def test_cluster_is_closed_to_whoever_lacks_its_token(cluster, photos, tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_AUTH_TOKEN", "of-another-cluster-for-tests-elsewhere")
     process = start(cluster, photos, tmp_path / "out")
