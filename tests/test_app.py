@@ -85,7 +85,7 @@ def test_server_runs_where_its_scheduling_cannot_be_changed(monkeypatch):
 
 @pytest.mark.slow
 def test_keras_engine_serves_the_same_answer():
-    with server("--engine", "keras", "--workers", "1") as (_, port):
+    with server("--engine", "keras", "--workers", "1", "--model", str(DEFAULT_MODEL)) as (_, port):
         assert ask(port)["predictions"][0]["label"] == "frog"
 
 

@@ -244,10 +244,8 @@ def test_keras_loads_the_bytes_whose_hash_was_checked(bundle):
     loaded = load_bundle(bundle)
     checked = loaded.file("keras")
     (bundle / "model.keras").write_bytes(b"changed since")
+    used = "path", "input_size", "views", "labels", "ood", "explains"
     frozen = SimpleNamespace(
-        **{
-            name: getattr(loaded, name) for name in ("path", "input_size", "views", "labels", "ood")
-        },
-        file=lambda _: checked,
+        **{name: getattr(loaded, name) for name in used}, file=lambda _: checked
     )
     assert load_engine(frozen, "keras")

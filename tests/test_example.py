@@ -82,4 +82,5 @@ def test_commands_lead_from_photos_to_a_service(reader, monkeypatch, capsys):
     _, _, options = next(steps).partition(" vehicles ")
     with server(*shlex.split(options), script=str(ROOT / script), cwd=reader) as (_, port):
         assert answer_of(curl, port)["model"]["name"] == "vehicles"
-    assert not list(steps)
+    (of_what_is_shipped,) = steps  # photos that are not part of the project
+    assert " --output rest_api/assets/" in of_what_is_shipped

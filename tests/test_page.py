@@ -356,6 +356,7 @@ def test_curl_line_is_copied_and_names_the_files(page, address):
 
 
 def test_it_says_when_the_server_cannot_be_reached_and_asks_again(page):
+    expect(page.locator("#about")).to_contain_text("airplane")  # once, the models are loaded
     page.route("**/predict*", lambda route: route.abort(), times=1)
     choose(page, FROG)
     expect(page.locator(".verdict")).to_have_text(re.compile("cannot be reached"))

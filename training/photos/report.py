@@ -14,6 +14,7 @@ from rest_api.bundle import Bundle
 from rest_api.engine import Outputs, judge, load_engine
 from training import metrics, plots
 from training.card import proportion
+from training.evaluate import joined
 from training.export import milliseconds
 from training.files import replacing
 from training.photos.features import predict_photos, served, view_of
@@ -77,7 +78,7 @@ def examine(
         )
     figures["rows"] = rows
     if strange:
-        pooled = Outputs(*map(np.concatenate, zip(*strange.values(), strict=True)))
+        pooled = joined(list(strange.values()))
         figures |= {
             "ood_photos": len(pooled.scores),
             "false_positive_rate": positive_rate(pooled),
