@@ -1,5 +1,6 @@
 """Servers started as their users start them, and load on them by wrk (`apt install wrk`)."""
 
+import contextlib
 import http.client
 import io
 import json
@@ -181,8 +182,10 @@ def own_server(*options: str) -> list[str]:
 
 def family(pid: int) -> list[int]:
     """A process and all that it has started, directly or not."""
-    threads = Path(f"/proc/{pid}/task").iterdir()  # each has the children that it has started
-    children = " ".join((thread / "children").read_text() for thread in threads).split()
+    children: list[str] = []
+    for thread in Path(f"/proc/{pid}/task").iterdir():  # each has the children that it has started
+        with contextlib.suppress(FileNotFoundError):  # it has ended: its children are another's
+            children += (thread / "children").read_text().split()
     return [pid, *(member for child in children for member in family(int(child)))]
 
 
