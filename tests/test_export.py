@@ -58,6 +58,7 @@ def bundle(network, data, tmp_path_factory):
     return load_bundle(folder)
 
 
+@pytest.mark.slow
 def test_every_format_returns_probabilities_with_the_temperature(bundle, network, data):
     logits = np.asarray(network(data[0]))
     expected = metrics.softmax(logits / 0.5)
@@ -102,6 +103,7 @@ def test_outputs_beyond_the_ten_classes_become_the_log_odds(with_others, data):
     np.testing.assert_allclose(outputs.scores, odds, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_accuracy_is_that_of_the_photos_when_they_are_served(with_others, data):
     _, bundle = with_others
     model = load_model(bundle.path, "litert")
@@ -156,17 +158,20 @@ def test_views_are_named_on_the_command_line(text, view):
             export.parse_view(text)
 
 
+@pytest.mark.slow
 def test_float32_litert_equals_keras(bundle, data):
     litert, keras_ = (load_engine(bundle, e)(data[0]) for e in ("litert-float32", "keras"))
     np.testing.assert_allclose(litert.probabilities, keras_.probabilities, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_keras_file_needs_no_code_of_ours(bundle):
     loaded = keras.saving.load_model(bundle.path / "model.keras", safe_mode=True, custom_objects={})
     assert {layer.dtype_policy.name for layer in loaded.layers} == {"float32"}
     assert "training." not in json.dumps(loaded.get_config())
 
 
+@pytest.mark.slow
 def test_litert_files_use_builtin_operations_alone(bundle):
     from ai_edge_litert.interpreter import Interpreter
 
@@ -177,6 +182,7 @@ def test_litert_files_use_builtin_operations_alone(bundle):
         assert not any("Flex" in op or op == "CUSTOM" for op in operations)
 
 
+@pytest.mark.slow
 def test_formats_that_disagree_write_nothing(network, data, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "MAX_DIFFERENCE", -1)
     served = deployable(network, 1.0)
@@ -197,6 +203,7 @@ def test_formats_may_differ_by_rounding_alone(probability, score, what):
         export.check_same(litert, reference)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("setting", "value", "engine"),
     [
@@ -234,6 +241,7 @@ def in_integers(data, tmp_path_factory):
     return load_bundle(folder)
 
 
+@pytest.mark.slow
 def test_images_to_calibrate_with_have_convolutions_compute_in_integers(in_integers):
     from ai_edge_litert.interpreter import Interpreter
 
@@ -247,6 +255,7 @@ def test_images_to_calibrate_with_have_convolutions_compute_in_integers(in_integ
     assert types == {"CONV_2D": np.int8, "FULLY_CONNECTED": np.float32, "SUM": np.float32}
 
 
+@pytest.mark.slow
 def test_threshold_follows_the_scores_of_integers(in_integers, data):
     served, reference = (
         load_engine(in_integers, engine)(data[0][:20]).scores for engine in ("litert", "keras")
@@ -376,6 +385,7 @@ def test_run_that_held_images_out_is_calibrated_on_them(data, tmp_path):
     assert described["calibration"]["fitted_on"] == expected
 
 
+@pytest.mark.slow
 def test_maps_sum_to_the_logit_less_the_mean(network, data):
     _, maps = deployable(network, 1.0)(data[0][:8])
     logits = 9 * np.asarray(network(data[0][:8]), np.float32)  # the network's are a ninth

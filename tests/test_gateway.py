@@ -327,13 +327,14 @@ def test_client_that_takes_no_answers_holds_a_limited_memory(monkeypatch):
 
     def wsgi(environ, start_response):
         start_response("200 OK", [])
-        return [bytes(8_000_000)]
+        return [bytes(13_000_000)]  # of which the system's buffers take up to half
 
     with gate(wsgi) as server:
         clients = [connect(server.port) for _ in range(8)]
         for client in clients:
             client.sendall(request(path="/file", method="GET"))
-        until(lambda: len(server.gateway.connections) <= 4)
+        until(lambda: server.gateway.buffered_bytes > 5_000_000)
+        time.sleep(0.5)  # the others come: they are dropped, or refused as it is full
         assert server.gateway.buffered_bytes <= 20_000_000
         for client in clients:
             client.close()
@@ -535,6 +536,7 @@ def test_body_is_gone_once_it_is_answered_whoever_stays_connected(sent, status, 
         assert tracemalloc.get_traced_memory()[0] - before < 10**6
 
 
+@pytest.mark.slow
 def test_stop_closes_idle_connections_and_answers_what_was_accepted():
     begun, leave = threading.Event(), threading.Event()
 

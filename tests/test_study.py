@@ -61,6 +61,7 @@ def test_variant_differs_from_what_it_is_measured_against_in_one_thing(variant, 
     assert {key for key in one | two if one.get(key) != two.get(key)} == difference
 
 
+@pytest.mark.slow
 def test_unknown_variant_is_refused_with_the_known_ones():
     run = subprocess.run(
         [sys.executable, "-m", "training.study", "blocks-4"],

@@ -115,6 +115,7 @@ def test_ctrl_c_ends_cleanly(small_cifar, tmp_path):
     assert "Traceback" not in errors
 
 
+@pytest.mark.slow
 def test_missing_data_ends_with_one_clear_line(tmp_path):
     arguments = command("classic", tmp_path / "nowhere", tmp_path / "run")
     process = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True)
@@ -253,6 +254,7 @@ def test_groups_of_steps_in_one_graph_end_where_single_steps_do(quick, data, tmp
         np.testing.assert_allclose(found, expected, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_layer_that_the_optimizer_leaves_alone_needs_no_gradient(data, tmp_path):
     """fast94's whitening bias is trained for three epochs, here of one step."""
     recipe = replace(recipes.load("fast94"), dtype="float32", resolution={0: 16})
