@@ -3,7 +3,7 @@
 The only module that imports Ray. A job is a folder, OUTPUT, on storage that all nodes share:
 
     manifest/       the paths of the photos, in parts of 50 to 5,000, listed once
-    job.json        what was asked for, and how many parts there are; written when they are complete
+    job.json        the request, and how many parts there are; written when they are complete
     predictions/    one Parquet file for each part that is done, of the same name
     unfinished/     files that are being written
 
@@ -67,7 +67,7 @@ SCHEMA = pa.schema(
 
 
 class Job(NamedTuple):
-    """What is asked for. A folder that holds another job is refused."""
+    """A request. A folder that holds another one is refused."""
 
     paths: list[str]
     engine: Engine

@@ -270,12 +270,12 @@ def malformed(what: str) -> RequestError:
 
 
 def split_target(target: bytes) -> tuple[str, str]:
-    """Path and query of what is asked for, as WSGI has them. Raises RequestError."""
+    """Path and query of a request target, as WSGI has them. Raises RequestError."""
     if not target.startswith(b"/"):  # http://host/path, as to a proxy
         try:
             url = parse_url(target)
         except HttpParserInvalidURLError:
-            raise malformed("no path is asked for") from None
+            raise malformed("its target has no path") from None
         target = (url.path or b"/") + b"?" + (url.query or b"")
     path, _, query = target.partition(b"?")
     return unquote_to_bytes(path).decode("latin-1"), query.decode("latin-1")

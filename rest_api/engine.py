@@ -102,8 +102,10 @@ def mean_over_views(outputs: Sequence[Outputs]) -> Outputs:
 
 def judge(outputs: Outputs, bundle: Bundle) -> Verdicts:
     """What the bundle's two thresholds say about images, whose outputs are means over views."""
-    strange = outputs.scores < (bundle.ood.threshold if bundle.ood else -np.inf)
-    return Verdicts(strange, strange | (outputs.probabilities.max(1) < bundle.threshold))
+    out_of_distribution = outputs.scores < (bundle.ood.threshold if bundle.ood else -np.inf)
+    return Verdicts(
+        out_of_distribution, out_of_distribution | (outputs.probabilities.max(1) < bundle.threshold)
+    )
 
 
 def _litert(content: bytes, bundle: Bundle, threads: int) -> Predict:

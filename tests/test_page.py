@@ -21,7 +21,7 @@ from training.export import write_formats, write_manifest
 pytestmark = pytest.mark.slow
 expect.set_options(timeout=20_000)  # milliseconds: beside other work, the server is slow
 
-NAMES = ("first", "doubter", "stranger")  # of the models
+NAMES = ("first", "unsure", "ood")  # of the models
 PHONE = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
 EXAMPLES = ROOT / "rest_api" / "static" / "examples"
 
@@ -30,10 +30,10 @@ EXAMPLES = ROOT / "rest_api" / "static" / "examples"
 def address(tmp_path_factory) -> Iterator[str]:
     """A server with three models: one is never sure, to one nothing is in distribution."""
     folder = tmp_path_factory.mktemp("models")
-    shutil.copytree(DEFAULT_MODEL, folder / "doubter")
-    rename(folder / "doubter", "doubter", uncertainty={"threshold": 1})
-    (folder / "doubter" / "CARD.md").write_text("# Of doubts\n\n| a | b |\n|---|--:|\n| c | 1 |\n")
-    bundle_with_score(folder / "stranger", threshold=1e6)
+    shutil.copytree(DEFAULT_MODEL, folder / "unsure")
+    rename(folder / "unsure", "unsure", uncertainty={"threshold": 1})
+    (folder / "unsure" / "CARD.md").write_text("# Of doubts\n\n| a | b |\n|---|--:|\n| c | 1 |\n")
+    bundle_with_score(folder / "ood", threshold=1e6)
     shutil.copytree(DEFAULT_MODEL, folder / "first", ignore=lambda *_: ["CARD.md"])
     models = [part for name in NAMES for part in ("--model", str(folder / name))]
     with server("--workers", "1", *models) as (_, port):
@@ -185,7 +185,7 @@ def test_examples_are_classified_at_a_click(page):
 
 def test_examples_are_of_classes_that_the_model_knows(page):
     expect(page.locator("#examples")).to_be_visible()
-    page.get_by_label("Model", exact=True).select_option("stranger")
+    page.get_by_label("Model", exact=True).select_option("ood")
     expect(page.locator("#about")).to_have_text("It knows this, that, and nothing else.")
     expect(page.locator("#examples")).to_be_hidden()
 
@@ -256,10 +256,10 @@ def test_enlarged_picture_is_whole_and_larger(page, tmp_path):
 
 def test_another_model_answers_for_the_pictures_that_are_there(page):
     choose(page, FROG)
-    page.get_by_label("Model", exact=True).select_option("doubter")
+    page.get_by_label("Model", exact=True).select_option("unsure")
     expect(page.locator(".verdict")).to_have_text(re.compile("^Not sure: frog or [a-z]+$"))
-    expect(page.locator(".took")).to_have_text(re.compile("^doubter, "))
-    expect(page.locator("#curl")).to_contain_text("model=doubter")
+    expect(page.locator(".took")).to_have_text(re.compile("^unsure, "))
+    expect(page.locator("#curl")).to_contain_text("model=unsure")
 
 
 def test_answer_that_comes_after_the_model_was_changed_is_not_shown(page):
@@ -267,7 +267,7 @@ def test_answer_that_comes_after_the_model_was_changed_is_not_shown(page):
     page.route("**/predict*", lambda route: route.continue_() if held else held.append(route))
     page.set_input_files("#files", FROG)
     expect(page.locator(".verdict")).to_have_text("…")
-    page.get_by_label("Model", exact=True).select_option("doubter")
+    page.get_by_label("Model", exact=True).select_option("unsure")
     expect(page.locator(".verdict")).to_have_text(re.compile("^Not sure"))
     held[0].fulfill(json={"success": False, "error": {"message": "too late"}})
     page.wait_for_timeout(100)
@@ -275,7 +275,7 @@ def test_answer_that_comes_after_the_model_was_changed_is_not_shown(page):
 
 
 def test_photo_of_nothing_that_the_model_knows_is_none_of_its_classes(page):
-    page.get_by_label("Model", exact=True).select_option("stranger")
+    page.get_by_label("Model", exact=True).select_option("ood")
     choose(page, FROG)
     expect(page.locator(".verdict")).to_have_text("None of these")
     expect(page.locator(".bars")).to_be_hidden()
@@ -288,7 +288,7 @@ def test_card_of_a_model_is_shown_or_else_its_figures(page):
         re.compile(r"^Right on 95\.0 % of the CIFAR-10 test set, 10,000 images\. Version .+\.$")
     )
     expect(page.get_by_role("link", name="About this model")).to_have_count(0)
-    page.get_by_label("Model", exact=True).select_option("doubter")
+    page.get_by_label("Model", exact=True).select_option("unsure")
     page.get_by_role("link", name="About this model").click()
     dialog = page.get_by_role("dialog")
     expect(dialog.get_by_role("heading", name="Of doubts")).to_be_visible()
@@ -399,7 +399,7 @@ def test_viewer_shows_where_the_network_looked_and_the_picture_again(page):
 
 
 def test_model_that_cannot_explain_offers_no_switch(page):
-    page.get_by_label("Model", exact=True).select_option("stranger")
+    page.get_by_label("Model", exact=True).select_option("ood")
     choose(page, FROG)
     button(page, "Enlarge frog.jpg").click()
     expect(button(page, "Where it looked")).to_be_hidden()
@@ -445,14 +445,14 @@ def test_without_javascript_a_form_is_answered_by_a_page(plain_page):
     expect(page.locator(".took")).to_have_text(re.compile(r"^cifar10 answered in \d+ ms\.$"))
     page.get_by_role("link", name="Another picture").click()
     page.get_by_label("A picture").set_input_files(FROG)
-    button(page, "Classify with doubter").click()
+    button(page, "Classify with unsure").click()
     expect(page.get_by_role("heading")).to_have_text(re.compile("^Not sure: frog or "))
 
 
 def test_without_javascript_a_refusal_is_a_page(plain_page, tmp_path):
     (tmp_path / "no image.txt").write_text("hello")
     plain_page.get_by_label("A picture").set_input_files(tmp_path / "no image.txt")
-    button(plain_page, "Classify with stranger").click()
+    button(plain_page, "Classify with ood").click()
     expect(plain_page.get_by_role("heading")).to_contain_text("not an image in one of the formats")
     expect(plain_page.get_by_role("link", name="Another picture")).to_be_visible()
 
@@ -461,9 +461,9 @@ def test_without_javascript_a_refusal_is_a_page(plain_page, tmp_path):
 def test_axe_finds_nothing_in_the_pages_that_the_server_writes(browser, address, scheme):
     context = browser.new_context(color_scheme=scheme)
     page = context.new_page()
-    page.goto(f"{address}/models/doubter/card")
+    page.goto(f"{address}/models/unsure/card")
     complain_not(page)
-    for model in ("doubter", "stranger"):
+    for model in ("unsure", "ood"):
         page.goto(address)
         page.evaluate(
             """async (model) => {

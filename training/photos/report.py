@@ -70,15 +70,15 @@ def examine(
         proportion("answered (coverage)", int(answered.sum()), len(answered)),
         proportion("right of those answered", int(correct[answered].sum()), int(answered.sum())),
     ]
-    strange = {name: outputs_of(photos) for name, photos in others.items()}
-    for name, each in strange.items():
+    of_others = {name: outputs_of(photos) for name, photos in others.items()}
+    for name, each in of_others.items():
         passed = ~judge(each, bundle).uncertain
         rows.append(
             proportion(f"photos of other things, {name}: answered", int(passed.sum()), len(passed))
         )
     figures["rows"] = rows
-    if strange:
-        pooled = joined(list(strange.values()))
+    if of_others:
+        pooled = joined(list(of_others.values()))
         figures |= {
             "ood_photos": len(pooled.scores),
             "false_positive_rate": positive_rate(pooled),

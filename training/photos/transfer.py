@@ -311,7 +311,7 @@ def transfer(
     started = time.perf_counter()
     refuse_other_folder(destination)
     found, dataset = gather(folder, background, seed)
-    strangers = {path.name: photos_of_nothing(path) for path in others}
+    ood_photos = {path.name: photos_of_nothing(path) for path in others}
     text = inspect.report(found, seed)
     print(text, flush=True)
     keras.utils.set_random_seed(seed)  # for weights and dropout of the backbone
@@ -333,10 +333,10 @@ def transfer(
         saved_model=saved_model,
     )
     if background:
-        strangers |= {background.name: dataset.background("test")}
+        ood_photos |= {background.name: dataset.background("test")}
     bundle = load_bundle(destination)
     parts = {part: dataset.photos(part) for part in dataset.parts}
-    figures, drawings = examine(bundle, parts, strangers)
+    figures, drawings = examine(bundle, parts, ood_photos)
     failures = [
         f"{label} taken for {other}: {count} of {n} test photos"
         for label, other, count, n in figures["mistaken"]
