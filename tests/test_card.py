@@ -60,3 +60,7 @@ def test_network_with_weights_of_others_carries_their_notice():
     assert NOTICE in card(manifest | {"training": training}, [])
     assert NOTICE not in card(manifest, [])
     assert NOTICE not in card(manifest | {"training": training | {"backbone": "vgg16"}}, [])
+
+
+def test_share_of_no_photos_is_left_empty():
+    assert proportion("right of those answered", 0, 0) == ("right of those answered", "0", "", "")

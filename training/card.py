@@ -13,11 +13,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rest_api.bundle import BundleError, load_bundle
+from rest_api.bundle import CARD, BundleError, load_bundle
 from training import check_installed, metrics
 from training.files import replacing
 
-CARD = "CARD.md"
 NOTICE = (
     "The network is made from EfficientNet-Lite0 weights, Copyright (c) 2020 ML Illustrated, "
     "[Apache License 2.0](https://www.apache.org/licenses/LICENSE-2.0), converted."
@@ -28,7 +27,9 @@ Row = Sequence[str]  # measure, number of photos, figure, 95 % interval
 
 
 def proportion(measure: str, count: int, n: int) -> Row:
-    """The row of a share of photos, with its interval."""
+    """The row of a share of photos, with its interval; of none there is no share."""
+    if not n:
+        return measure, "0", "", ""
     low, high = metrics.interval(count, n)
     return measure, f"{n:,}", f"{count / n:.1%}", f"{low:.1%} to {high:.1%}"
 

@@ -61,11 +61,12 @@ def examine(
         ],
     }
     answered = ~judge(outputs["test"], bundle).uncertain
+    counts = np.bincount(class_ids, minlength=len(bundle.labels))
     rows = [
         proportion("right (accuracy)", int(correct.sum()), len(correct)),
         *(
             proportion(f"right, {label}", int(correct[class_ids == i].sum()), int(n))
-            for i, (label, n) in enumerate(zip(bundle.labels, np.bincount(class_ids), strict=True))
+            for i, (label, n) in enumerate(zip(bundle.labels, counts, strict=True))
         ),
         proportion("answered (coverage)", int(answered.sum()), len(answered)),
         proportion("right of those answered", int(correct[answered].sum()), int(answered.sum())),
