@@ -27,8 +27,8 @@ from benchmarks.common import FROG, command_line, print_table, spread
 from rest_api.classifier import load_model
 from rest_api.settings import DEFAULT_MODEL
 
-# Of ten photos; of a web page, a small and a large camera.
 NOISE = 5  # standard deviation, of 255
+# Of ten photos; of a web page, a small and a large camera.
 SIZES = [(1024, 768)] * 6 + [(2048, 1536)] * 3 + [(4032, 3024)]
 # Even a cluster on one machine listens to others.
 ENVIRONMENT = {

@@ -1,12 +1,14 @@
-"""What all benchmarks share: command lines, timing, figures with their spread, tables, folders."""
+"""What all benchmarks share: command lines, timing, figures with their spread, tables, images."""
 
 import argparse
+import io
 import statistics
 import timeit
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from training.files import replacing
 
@@ -21,15 +23,22 @@ def command_line(doc: str | None) -> argparse.ArgumentParser:
     )
 
 
+def encoded(image: Image.Image, form: str, **options: object) -> bytes:
+    """The bytes of an image file in one of Pillow's formats."""
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
 def milliseconds(call: Callable[[], object], n: int) -> np.ndarray:
     """The duration of each of `n` calls, (n,) float64; garbage is collected meanwhile, as ever."""
     return 1000 * np.array(timeit.repeat(call, "gc.enable()", number=1, repeat=n))
 
 
-def spread(values: Sequence[float], digits: int = 1) -> str:
+def spread(values: Sequence[float]) -> str:
     """The median of some rounds, the least and the most."""
     middle, least, most = statistics.median(values), min(values), max(values)
-    return f"{middle:.{digits}f} ({least:.{digits}f} to {most:.{digits}f})"
+    return f"{middle:.1f} ({least:.1f} to {most:.1f})"
 
 
 def mean_and_std(values: Sequence[float], unit: str = "", digits: int = 2) -> str:

@@ -15,7 +15,7 @@ import msgspec
 from flask import Blueprint, Flask, Request, Response
 from multipart import MultipartError, MultipartSegment, PushMultipartParser
 from spectree import Response as Responses
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, TooManyRequests
 
 from rest_api import __version__, schema, telemetry
 from rest_api.bundle import BundleError
@@ -230,7 +230,7 @@ def image_in_json(body: bytes) -> bytes:
     try:
         text = msgspec.json.decode(body, type=schema.Base64Image).image
         return base64.b64decode(
-            text.rpartition(",")[2] if text[:5] == "data:" else text, validate=True
+            text.rpartition(",")[2] if text.startswith("data:") else text, validate=True
         )
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise RequestError(400, "invalid_json", f"{error}. {WHAT_TO_SEND}") from error
@@ -402,5 +402,8 @@ def refused(error: RequestError) -> Response:
 def http_error(error: HTTPException) -> Response:
     """Flask's own refusals (404, 405, 429, …) in the same shape."""
     code = error.name.lower().replace(" ", "_")
+    message = error.description or error.name
+    if isinstance(error, TooManyRequests):  # the description is the limit alone
+        message = f"The limit is {message}. Ask again after the seconds that Retry-After gives."
     headers = {name: value for name, value in error.get_headers() if name == "Allow"}
-    return refused(RequestError(error.code or 500, code, error.description or error.name, headers))
+    return refused(RequestError(error.code or 500, code, message, headers))

@@ -26,9 +26,6 @@ MAX_BUFFERED = 128 * 2**20  # bytes of requests until they are answered, of answ
 PATIENCE = 10.0  # seconds that a client may keep them in memory where there is too little
 BACKLOG = 1024  # connections that wait to be accepted
 ACCEPTED_AT_ONCE = 8  # connections; those too many are open files for some turns of the loop
-TOO_SLOW = (
-    f"The request took over {READ_TIMEOUT:g} seconds to arrive. Send less, or send it faster."
-)
 FAILED = "The server failed; its log says why."
 
 log = logging.getLogger("rest_api")
@@ -142,7 +139,11 @@ class Gateway:
         self.waiting[connection] = time.monotonic()
 
     def too_slow(self) -> RequestError:
-        return RequestError(408, "too_slow", TOO_SLOW)
+        if self.stopping:
+            message = "The server stopped before the request had arrived. Send it again."
+            return RequestError(408, "too_slow", message)
+        message = f"The request took over {READ_TIMEOUT:g} seconds to arrive."
+        return RequestError(408, "too_slow", f"{message} Send less, or send it faster.")
 
     def hold(self, connection: Connection, size: int) -> bool:
         """Count the bytes that a connection keeps in memory; whether there is room for them."""

@@ -204,7 +204,7 @@ class Settings:
 
 def options() -> list[Option]:
     """Every option of the server, in the order of the fields."""
-    return [each.metadata["option"] for each in fields(Settings)]
+    return [option_of(each.name) for each in fields(Settings)]
 
 
 def option_of(setting: str) -> Option:
@@ -221,11 +221,12 @@ def as_markdown() -> str:
 def parse_arguments(arguments: Sequence[str] | None = None) -> Settings:
     """Settings from the command line and the environment; a wrong one ends the program."""
     parser = argparse.ArgumentParser(description="Serve model bundles at POST /predict.")
-    for setting, each in zip(fields(Settings), options(), strict=True):
+    for setting in fields(Settings):
+        each = option_of(setting.name)
         about = f"{each.help} ({each.default})".replace("`", "")
-        environment = each.environment()
+        default = each.environment()
         parser.add_argument(
-            each.flag, dest=setting.name, help=about, default=environment, **each.parsing
+            each.flag, dest=setting.name, help=about, default=default, **each.parsing
         )
     given: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value

@@ -37,6 +37,21 @@ def test_figures_of_another_version_are_refused(bundle, tmp_path):
     assert "is not a model bundle" in error_of("training.card", tmp_path)
 
 
+def test_what_a_card_lacks_is_named(bundle):
+    manifest = json.loads((bundle / "model.json").read_text())
+    (bundle / "model.json").write_text(json.dumps(manifest | {"training": {}}))
+    assert "a card needs 'photos', which model.json" in error_of("training.card", bundle)
+    del manifest["accuracy"]
+    (bundle / "model.json").write_text(json.dumps(manifest))
+    assert "a card needs 'accuracy', which model.json" in error_of("training.card", bundle)
+
+
+def test_file_without_figures_is_named(bundle, tmp_path):
+    (tmp_path / "figures.json").write_text("none")
+    error = error_of("training.card", bundle, "--figures", tmp_path / "figures.json")
+    assert "figures.json is no file of figures" in error
+
+
 def test_shares_have_their_wilson_interval():
     assert proportion("right", 90, 100) == ("right", "100", "90.0%", "82.6% to 94.5%")
 

@@ -390,6 +390,13 @@ def test_figures_of_the_default_model_are_the_recorded_ones():
     assert shown[0] == f"{test['images']:,}; {percent(test['accuracy'])}; {interval}"
 
 
+def test_size_of_the_default_models_squares_is_its_bundles():
+    size = load_bundle(DEFAULT_MODEL).input_size
+    assert f"squares as the network takes them ({size} for the default model)" in TEXTS[
+        "docs/api.md"
+    ].replace("\n", " ")
+
+
 def test_figures_of_photos_in_the_benchmarks_are_the_recorded_ones():
     ours, former = (photo_figures(name) for name in ("cifar10", "cifar10-fast94"))
     for measure, _, *cells in table("benchmarks/README.md", "measure | photos | `cifar10`"):

@@ -99,6 +99,18 @@ def test_missing_bundle_ends_with_one_clear_line(tmp_path):
     assert "is not a model bundle" in error_of("training.evaluate", tmp_path)
 
 
+def test_bundle_of_other_classes_is_refused():
+    scenes = DEFAULT_MODEL.with_name("scenes")
+    assert error_of("training.evaluate", scenes).endswith("not tell CIFAR-10's classes apart.")
+
+
+def test_the_engine_that_serves_the_bundle_is_measured(tmp_path):
+    manifest = json.loads((DEFAULT_MODEL / "model.json").read_text()) | {"engine": "litert-float32"}
+    (tmp_path / "model.json").write_text(json.dumps(manifest))
+    error = error_of("training.evaluate", tmp_path)
+    assert "no file for the engine 'litert-float32'" in error
+
+
 def test_shipped_bundle_has_the_accuracy_that_it_states(real_cifar):
     from rest_api.engine import load_engine
 

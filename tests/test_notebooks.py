@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import inspect
 import json
 import re
 
@@ -12,7 +13,9 @@ import papermill
 import pytest
 
 from tests.support import ROOT, picture
+from training import optimizers
 from training.cifar10 import networks, study
+from training.cifar10.recipes import fast94
 from training.notebooks.build import FOLDERS
 from training.photos.inspect import MIN_PHOTOS
 
@@ -144,6 +147,16 @@ def test_vgg_block_that_the_study_shows_is_the_first_of_the_network():
         config(layer)
         for layer in network.layers[2:5]  # after the input and its normalisation
     ]
+
+
+@pytest.mark.parametrize("name", ["cifar10_CNN", "cifar10_model_training"], indirect=True)
+def test_code_that_a_notebook_shows_is_the_code_that_runs(notebook, capsys):
+    names = {"inspect": inspect, "networks": networks, "optimizers": optimizers, "fast94": fast94}
+    cells = [cell for cell in notebook.cells if "getsource" in cell.source]
+    assert cells
+    for cell in cells:
+        exec(cell.source, names)  # noqa: S102
+        assert capsys.readouterr().out == cell.outputs[0].text
 
 
 def config(layer: keras.Layer) -> dict:

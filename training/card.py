@@ -13,7 +13,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rest_api.bundle import CARD, BundleError, load_bundle
+import numpy as np
+
+from rest_api.bundle import CARD, MANIFEST, BundleError, load_bundle
 from training import check_installed, metrics
 from training.files import replacing
 
@@ -22,6 +24,12 @@ NOTICE = (
     "[Apache License 2.0](https://www.apache.org/licenses/LICENSE-2.0), converted."
 )
 LITE0 = "efficientnetlite0"
+GENERAL = (
+    "Photos that differ much from those it was trained on, in place, light, distance or style, are "
+    "classified less well than the figures say.",
+    "Of several things in a photo, it names one.",
+    "It is made for learning and for trying things out, not for decisions about people or safety.",
+)
 
 Row = Sequence[str]  # measure, number of photos, figure, 95 % interval
 
@@ -32,6 +40,11 @@ def proportion(measure: str, count: int, n: int) -> Row:
         return measure, "0", "", ""
     low, high = metrics.interval(count, n)
     return measure, f"{n:,}", f"{count / n:.1%}", f"{low:.1%} to {high:.1%}"
+
+
+def share(measure: str, chosen: np.ndarray) -> Row:
+    """The row of the photos, (N,) bool, of which something is true."""
+    return proportion(measure, int(chosen.sum()), len(chosen))
 
 
 def card(
@@ -63,14 +76,6 @@ def card(
     )
 
 
-GENERAL = (
-    "Photos that differ much from those it was trained on, in place, light, distance or style, are "
-    "classified less well than the figures say.",
-    "Of several things in a photo, it names one.",
-    "It is made for learning and for trying things out, not for decisions about people or safety.",
-)
-
-
 def training_of(training: Mapping[str, Any]) -> list[str]:
     """The paragraphs about a training."""
     if "recipe" in training:
@@ -96,9 +101,9 @@ def rows_of(accuracy: Mapping[str, Any]) -> list[Row]:
     """The figures that model.json has itself."""
     n = accuracy["images"]
     return [
-        proportion(f"right on {accuracy['measured_on']}, engine `{engine}`", round(n * share), n)
-        for engine, share in accuracy.items()
-        if isinstance(share, float)
+        proportion(f"right on {accuracy['measured_on']}, engine `{engine}`", round(n * right), n)
+        for engine, right in accuracy.items()
+        if isinstance(right, float)
     ]
 
 
@@ -148,9 +153,14 @@ def main() -> None:
             if record["version"] != bundle.version:
                 sys.exit(f"error: {args.figures} is of {record['version']}, not {bundle.version}.")
             rows += [(f"photos: {name}", *row) for name, row in record["figures"].items()]
-    except (BundleError, OSError, ValueError, KeyError) as error:
+        text = card(bundle.manifest, rows, source=args.source)
+    except (BundleError, OSError) as error:
         sys.exit(f"error: {error}")
-    write_card(args.bundle, card(bundle.manifest, rows, source=args.source))
+    except KeyError as error:
+        sys.exit(f"error: a card needs {error}, which {MANIFEST} or the file of figures lacks.")
+    except (ValueError, TypeError) as error:
+        sys.exit(f"error: {args.figures} is no file of figures: {error}.")
+    write_card(args.bundle, text)
     print(args.bundle / CARD)
 
 

@@ -14,7 +14,8 @@ import platform
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from itertools import chain
@@ -81,18 +82,13 @@ def restore_checkpoint(
     """
     variables = variables_of(network)
     names = {group: in_group(group, network) for group in groups}
-    try:
-        with path.open("rb") as file, np.load(file) as stored:
-            state = TrainState(**json.loads(str(stored["state"])))
-            arrays = {name: stored[name] for name in chain(variables, *names.values())}
+    with reading(path) as stored:
+        state = TrainState(**json.loads(str(stored["state"])))
+        arrays = {name: stored[name] for name in chain(variables, *names.values())}
         for name, variable in variables.items():
             if arrays[name].shape != variable.shape:
                 raise ValueError(f"{name} is {arrays[name].shape}, not {tuple(variable.shape)}")
         refuse_not_finite(arrays)
-    except UNREADABLE as error:
-        raise RunError(
-            f"{path} is not a checkpoint of this network: {error}. Remove it to start anew."
-        ) from error
     if settings not in (None, state.settings):
         raise RunError(
             f"{path} belongs to a run with {state.settings}, not {settings}. "
@@ -105,9 +101,17 @@ def restore_checkpoint(
 
 def read_settings(path: Path) -> dict[str, Any]:
     """The settings of a checkpoint's run. Raises RunError."""
+    with reading(path) as stored:
+        settings: dict[str, Any] = json.loads(str(stored["state"]))["settings"]
+    return settings
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[Any]:
+    """The arrays of a checkpoint by name. Raises RunError where the block cannot use them."""
     try:
         with path.open("rb") as file, np.load(file) as stored:
-            return TrainState(**json.loads(str(stored["state"]))).settings
+            yield stored
     except UNREADABLE as error:
         raise RunError(
             f"{path} is not a checkpoint of this network: {error}. Remove it to start anew."

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from rest_api.bundle import FILENAMES, Bundle, BundleError, View, load_bundle, sizes_of
 from rest_api.engine import Outputs, Predict, judge, load_engine, mean_over_views
 from rest_api.images import to_views
-from training import check_installed, import_keras, metrics
+from training import check_installed, metrics
 from training.files import replacing
 
 
@@ -112,20 +112,20 @@ def report(figures: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure a bundle on the CIFAR-10 test set.")
-    add, engines = parser.add_argument, list(FILENAMES)
+    add = parser.add_argument
     add("bundle", type=Path, help="the bundle's folder")
-    add("--engine", choices=engines, default="litert", help="which file (%(default)s)")
+    add("--engine", choices=list(FILENAMES), help="which file (the one that is served)")
     add("--data", help="directory of cifar-10-batches-py, default $CIFAR10_DIR")
     add("--output", type=Path, help="folder for plots and figures (runs/evaluate-BUNDLE)")
     args = parser.parse_args()
     check_installed()
-    if args.engine == "keras":
-        import_keras()
     from training import plots
-    from training.cifar10.data import DataError, load_cifar10
+    from training.cifar10.data import LABELS, DataError, load_cifar10
 
     try:
         bundle = load_bundle(args.bundle)
+        if bundle.labels != LABELS:
+            sys.exit(f"error: {args.bundle} does not tell CIFAR-10's classes apart.")
         predict = load_engine(bundle, args.engine)
         _, (images, labels) = load_cifar10(args.data)
     except (BundleError, DataError) as error:

@@ -12,6 +12,7 @@ from math import inf
 import keras
 import numpy as np
 
+from training.cifar10.data import SIDE
 from training.cifar10.networks import BatchNorm, operations
 
 MARGIN = 1.1  # by which a type must be faster than those before it: float32 is the safest
@@ -51,13 +52,13 @@ def fastest(rates: Mapping[str, float]) -> str:
     return chosen
 
 
-def measure(network: keras.Model, image_size: int = 32) -> dict[str, float]:
+def measure(network: keras.Model) -> dict[str, float]:
     """Images/s (of one core) of the largest convolution in each candidate; 0 where it fails.
 
     Forward and backward. The steps grow from one image until the fastest type takes SECONDS. One
     that is emulated has been given up by then, so it never takes long.
     """
-    counts = operations(network, image_size)
+    counts = operations(network, SIDE)
     largest = max(
         (layer for layer in counts if isinstance(layer, keras.layers.Conv2D)),
         key=counts.__getitem__,

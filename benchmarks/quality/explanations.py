@@ -6,14 +6,13 @@ of the photo at a random place. Prints how much probability the class loses by e
 the photos with its 95 % interval, and the ratio of the first to the others.
 """
 
-import io
 import sys
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from benchmarks.common import command_line, print_table
+from benchmarks.common import command_line, encoded, print_table
 from rest_api.bundle import BundleError
 from rest_api.classifier import LoadedModel, load_model
 from rest_api.explain import GRID
@@ -52,9 +51,7 @@ def cover(image: Image.Image, cells) -> Image.Image:
 
 
 def as_png(image: Image.Image) -> bytes:
-    file = io.BytesIO()
-    image.save(file, "PNG", compress_level=1)
-    return file.getvalue()
+    return encoded(image, "PNG", compress_level=1)
 
 
 def main() -> None:

@@ -21,12 +21,11 @@ from rest_api.classifier import LoadedModel, load_model
 from rest_api.errors import RequestError
 from rest_api.settings import DEFAULT_MODEL
 from training import metrics
+from training.card import Row, share
 from training.files import replacing
 from training.photos.inspect import PhotosError, files_in, labelled_files
 
 CONFIDENT = 0.9  # probability
-
-Row = list[str]
 
 
 class Classified(NamedTuple):
@@ -49,15 +48,6 @@ def classify(model: LoadedModel, files: Iterable[Path]) -> Classified:
         probabilities = [by_label[label] for label in model.bundle.labels]
         rows.append((probabilities, prediction.score, not prediction.uncertain))
     return Classified(*map(np.array, zip(*rows, strict=True)))
-
-
-def share(name: str, chosen: np.ndarray) -> Row:
-    """The row of a share of photos, (N,) bool."""
-    count, n = int(chosen.sum()), len(chosen)
-    if not n:
-        return [name, "0", "", ""]
-    low, high = metrics.interval(count, n)
-    return [name, f"{n:,}", f"{count / n:.1%}", f"{low:.1%} to {high:.1%}"]
 
 
 def known_rows(known: Classified, class_ids: np.ndarray, labels: Sequence[str]) -> Iterator[Row]:
@@ -117,7 +107,7 @@ def main() -> None:
     if args.output:
         record = {
             "version": model.bundle.version,
-            "sha256": model.bundle.manifest["files"]["litert"]["sha256"],
+            "sha256": model.bundle.files[model.bundle.engine].sha256,
             "figures": {name: figures for name, *figures in measured},
         }
         with replacing(args.output) as part:

@@ -58,13 +58,15 @@ def main() -> None:
     parser.add_argument("--width", type=float, default=1.0, help="MobileNetV2's alpha")
     args = parser.parse_args()
     import_keras()
+    from training.checkpoint import RunError
+
     options = {"backbone": args.backbone, "weights": args.weights, "width": args.width}
     try:
         rows = [
             row(folder.name, [figures_of(folder, seed, args.others, **options) for seed in SEEDS])
             for folder in args.photos
         ]
-    except (ExportError, PhotosError, WeightsError) as error:
+    except (RunError, ExportError, PhotosError, WeightsError) as error:
         sys.exit(f"error: {error}")
     heads = [head for head, *_ in COLUMNS.values()]
     print_table(["photos", "test photos", *heads, "minutes"], rows)

@@ -65,6 +65,11 @@ def send_hostile_file(address: Address, rng: np.random.Generator) -> None:
     connection.close()
 
 
+def address_in(url: str) -> Address:
+    host, port = url.removeprefix("http://").split(":")
+    return host, int(port)
+
+
 def server_processes(pid: int) -> list[int]:
     """Those that the parent has started."""
     return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
@@ -173,23 +178,22 @@ def is_at_work(process: int) -> bool:
     return bool(caught and not blocked)  # at first it has its parent's handlers, blocked
 
 
-def harm(address: Address, each: int, seed: int) -> None:
+def harm(address: Address, each: int) -> None:
     """Attack the server until killed: a process of its own, so that it does not slow the client."""
     os.nice(10)
-    rngs = [np.random.default_rng([seed, number]) for number in range(2)]
+    rngs = [np.random.default_rng(number) for number in range(2)]
     works: list[Work] = [lambda rng=rng: send_hostile_file(address, rng) for rng in rngs]
     works += [lambda client=client: client(address, 35.0) for client in CLIENTS.values()] * each
     with going_on(works, 0.2):
         signal.pause()
 
 
-def attack(seconds: float, each: int, kill_every: float, seed: int = 0) -> GoodClient:
+def attack(seconds: float, each: int, kill_every: float) -> GoodClient:
     """The good client of an attack by `each` clients of every kind; prints the memory."""
-    choose = random.Random(seed)  # noqa: S311
+    choose = random.Random(0)  # noqa: S311
     with serving(own_server("--workers", "2")) as (url, pid):
-        host, port = url.removeprefix("http://").split(":")
-        address = host, int(port)
-        hostile = multiprocessing.Process(target=harm, args=(address, each, seed), daemon=True)
+        address = address_in(url)
+        hostile = multiprocessing.Process(target=harm, args=(address, each), daemon=True)
         hostile.start()
         good = GoodClient(address)
         killing: list[Work] = [lambda: kill_one(pid, choose, kill_every), lambda: reload(pid)]
@@ -204,13 +208,12 @@ def attack(seconds: float, each: int, kill_every: float, seed: int = 0) -> GoodC
     return good
 
 
-def kills(seconds: float, number: int, seed: int = 0) -> tuple[list[GoodClient], Watch]:
+def kills(seconds: float, number: int) -> tuple[list[GoodClient], Watch]:
     """Four clients that ask without a pause, while SIGKILL hits processes at `number` moments."""
-    choose = random.Random(seed)  # noqa: S311
+    choose = random.Random(0)  # noqa: S311
     moments = sorted(choose.uniform(0, seconds) for _ in range(number))
     with serving(own_server("--workers", "2")) as (url, pid):
-        host, port = url.removeprefix("http://").split(":")
-        clients = [GoodClient((host, int(port))) for _ in range(4)]
+        clients = [GoodClient(address_in(url)) for _ in range(4)]
         while len(processes_at_work(pid)) < 2:
             time.sleep(0.01)
         watch, start = Watch(pid), time.monotonic()

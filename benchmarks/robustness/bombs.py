@@ -7,7 +7,6 @@ prints answers, seconds of CPU, and the memory of the largest process; then seve
 
 import contextlib
 import functools
-import io
 import json
 import os
 import struct
@@ -19,12 +18,11 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 from PIL import Image
 
-from benchmarks.common import FROG, command_line, print_table
-from benchmarks.serving.load import family, own_server, serving
+from benchmarks.common import FROG, command_line, encoded, print_table
+from benchmarks.serving.load import family, own_server, serving, stat_of
 
 SIDE = 7071  # of a square of 50 megapixels
 
@@ -115,12 +113,6 @@ def tiff_bits(side: int) -> bytes:
     return tiff(side, side, entries, bytes(size))
 
 
-def saved(image: Image.Image, fmt: str, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, fmt, **options)
-    return buffer.getvalue()
-
-
 def jpeg_segments(data: bytes, *segments: tuple[int, bytes]) -> bytes:
     """A JPEG with more segments at its start."""
     extra = b"".join(struct.pack(">BBH", 255, kind, 2 + len(c)) + c for kind, c in segments)
@@ -129,14 +121,14 @@ def jpeg_segments(data: bytes, *segments: tuple[int, bytes]) -> bytes:
 
 def jpeg_scans(size: tuple[int, int], scans: int, **options: object) -> bytes:
     """A progressive JPEG whose last scan comes again and again."""
-    data = saved(Image.new("RGB", size, (200, 30, 90)), "JPEG", progressive=True, **options)
+    data = encoded(Image.new("RGB", size, (200, 30, 90)), "JPEG", progressive=True, **options)
     last = data.rindex(b"\xff\xda")
     return data[:last] + data[last:-2] * scans + data[-2:]
 
 
 def flat(fmt: str, mode: str, size: tuple[int, int], **options: object) -> bytes:
     """One colour, in any format that Pillow writes."""
-    return saved(Image.new(mode, size), fmt, **options)
+    return encoded(Image.new(mode, size), fmt, **options)
 
 
 def exif_tags(count: int = 5400) -> bytes:
@@ -209,7 +201,7 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "JPEG baseline": of(flat, "JPEG", "CMYK", (SIDE, SIDE)),
     "JPEG baseline, 65,000 x 760": of(flat, "JPEG", "RGB", (65_000, 760)),
     "JPEG, 2,500,000 comments": of(jpeg_segments, FROG.read_bytes(), *[(0xFE, b"")] * 2_500_000),
-    "JPEG, 10 MB of nothing": lambda: junk_in(FROG.read_bytes()),
+    "JPEG, 10 MB of nothing": of(junk_in, FROG.read_bytes()),
     "JPEG, EXIF tags": of(jpeg_segments, FROG.read_bytes(), (0xE1, b"Exif\0\0" + exif_tags())),
     "JPEG, MPF tags": of(jpeg_segments, FROG.read_bytes(), (0xE2, b"MPF\0" + exif_tags())),
 }
@@ -255,10 +247,6 @@ def cpu_seconds(pid: int) -> float:
     """What the processes of a server have worked, those that it has replaced included."""
     stats = [stat_of(each) for each in family(pid)]
     return sum(int(n) for stat in stats for n in stat[11:15]) / os.sysconf("SC_CLK_TCK")
-
-
-def stat_of(pid: int) -> list[str]:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 
 class Watch:

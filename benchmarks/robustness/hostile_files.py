@@ -5,7 +5,6 @@ by writing a function from numpy.random.Generator to bytes and naming it in GENE
 """
 
 import functools
-import io
 import re
 import struct
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-from benchmarks.common import FROG
+from benchmarks.common import FROG, encoded
 from benchmarks.robustness.bombs import bmp, png, png_chunk, webp_lossless
 
 
@@ -45,12 +44,7 @@ def valid_files() -> list[bytes]:
         (frog.convert("1"), "TIFF", {"compression": "group4"}),
         (frog, "AVIF", {"exif": exif}),
     ]
-    files = []
-    for image, fmt, options in forms:
-        buffer = io.BytesIO()
-        image.save(buffer, fmt, **options)
-        files.append(buffer.getvalue())
-    return files
+    return [encoded(image, form, **options) for image, form, options in forms]
 
 
 def damaged(rng: np.random.Generator) -> bytes:

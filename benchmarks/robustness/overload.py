@@ -7,7 +7,6 @@ client beside it times its accepted requests. Prints latencies, responses by kin
 """
 
 import http.client
-import io
 import threading
 import time
 from urllib.parse import urlsplit
@@ -15,7 +14,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from PIL import Image
 
-from benchmarks.common import command_line
+from benchmarks.common import command_line, encoded
 from benchmarks.serving.load import need_wrk, own_server, post, resident_megabytes, serving, wrk
 
 
@@ -23,9 +22,7 @@ def picture() -> bytes:
     """A 2-megapixel PNG of smooth shapes: costly to decode, small to send."""
     coarse = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
     image = Image.fromarray(coarse).resize((1800, 1200), Image.Resampling.BICUBIC)
-    buffer = io.BytesIO()
-    image.quantize(32).save(buffer, "PNG")
-    return buffer.getvalue()
+    return encoded(image.quantize(32), "PNG")
 
 
 def accepted_latencies(address: str, image: bytes, seconds: float) -> list[float]:

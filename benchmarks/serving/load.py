@@ -1,8 +1,6 @@
 """Servers started as their users start them, and load on them by wrk (`apt install wrk`)."""
 
-import contextlib
 import http.client
-import io
 import json
 import os
 import re
@@ -23,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from benchmarks.common import FROG, ROOT
+from benchmarks.common import FROG, ROOT, encoded
 
 BOUNDARY = "benchmark"
 FORM = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
@@ -77,10 +75,8 @@ def medians(rounds: Sequence[Load]) -> list[str]:
 
 def pictures() -> dict[str, bytes]:
     """What is sent: a small PNG, a middling JPEG, a photo of a phone."""
-    small = io.BytesIO()
-    Image.open(FROG).resize((32, 32)).save(small, "PNG")
     return {
-        "32-pixel PNG": small.getvalue(),
+        "32-pixel PNG": encoded(Image.open(FROG).resize((32, 32)), "PNG"),
         "256-pixel JPEG": FROG.read_bytes(),
         "12-megapixel JPEG": phone_photo(),
     }
@@ -92,9 +88,7 @@ def phone_photo(width: int = 4000, height: int = 3000) -> bytes:
     coarse = Image.fromarray(rng.integers(0, 256, (30, 40, 3), dtype=np.uint8))
     smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)).astype(np.int16)
     noisy = (smooth + rng.normal(0, 6, smooth.shape)).clip(0, 255).astype(np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(noisy).save(buffer, "JPEG", quality=90)
-    return buffer.getvalue()
+    return encoded(Image.fromarray(noisy), "JPEG", quality=90)
 
 
 def multipart(image: bytes) -> bytes:
@@ -184,9 +178,14 @@ def family(pid: int) -> list[int]:
     """A process and all that it has started, directly or not."""
     children: list[str] = []
     for thread in Path(f"/proc/{pid}/task").iterdir():  # each has the children that it has started
-        with contextlib.suppress(FileNotFoundError):  # it has ended: its children are another's
+        with suppress(FileNotFoundError):  # it has ended: its children are another's
             children += (thread / "children").read_text().split()
     return [pid, *(member for child in children for member in family(int(child)))]
+
+
+def stat_of(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat that follow the name of the process, its state the first."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 
 def resident_megabytes(pid: int) -> float:
@@ -200,10 +199,9 @@ def wait_until_idle(pid: int) -> None:
 
     def activity() -> tuple[float, bool]:
         """Seconds that all its processes have worked, and whether one wants to work now."""
-        stats = [Path(f"/proc/{each}/stat").read_text() for each in family(pid)]
-        fields = [stat.rpartition(")")[2].split() for stat in stats]
-        ticks = sum(int(n) for each in fields for n in each[11:13])  # in user and kernel mode
-        return ticks / os.sysconf("SC_CLK_TCK"), any(each[0] == "R" for each in fields)
+        stats = [stat_of(each) for each in family(pid)]
+        ticks = sum(int(n) for stat in stats for n in stat[11:13])  # in user and kernel mode
+        return ticks / os.sysconf("SC_CLK_TCK"), any(stat[0] == "R" for stat in stats)
 
     before, _ = activity()
     for _ in range(300):

@@ -4,7 +4,7 @@ Both take RGB (N, H, W, 3) with values 0..255, uint8 or float, normalise inside,
 logits (N, classes) float32. Built of plain Keras layers, so a saved model needs no code of ours.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import keras
 import numpy as np
@@ -22,7 +22,6 @@ def vgg(
     dropout: Sequence[float] = (0, 0, 0, 0),
     mean: Sequence[float] = CIFAR10_MEAN,
     std: Sequence[float] = CIFAR10_STD,
-    classes: int = 10,
 ) -> keras.Model:
     """The classic network: VGG blocks, then a dense layer of 128.
 
@@ -57,83 +56,67 @@ def vgg(
     )(x)
     x = then_batch_norm(x)
     x = layers.Dropout(dropout[-1])(x) if dropout[-1] else x
-    return keras.Model(inputs, layers.Dense(classes, dtype="float32")(x), name=f"vgg{blocks}")
+    return keras.Model(inputs, layers.Dense(10, dtype="float32")(x), name=f"vgg{blocks}")
 
 
-def fast_vgg(
-    widths: Sequence[int] = (64, 256, 256),
-    *,
-    activation: Callable[[Tensor], Tensor] | None = None,
-    mean: Sequence[float] = CIFAR10_MEAN,
-    std: Sequence[float] = CIFAR10_STD,
-    classes: int = 10,
-) -> keras.Model:
+def fast_vgg(widths: Sequence[int] = (64, 256, 256), *, classes: int = 10) -> keras.Model:
     """The network of airbench94 (Jordan 2024, arXiv:2404.00498), 1.97 M parameters.
 
     A 2x2 whitening convolution with a frozen kernel, three blocks of
     conv-pool-norm-GELU-conv-norm-GELU, the maximum over what is left, and a linear head scaled
     by 1/9. Works on images of any side from 16 pixels. Call `initialise` before training.
-    `activation` takes the place of GELU.
     """
-    activate = activation or gelu
 
-    def norm_activate(x: Tensor) -> Tensor:
-        return activate(BatchNorm(scale=False, momentum=0.6, epsilon=1e-5)(x))
+    def norm_gelu(x: Tensor) -> Tensor:
+        return gelu(BatchNorm(scale=False, momentum=0.6, epsilon=1e-5)(x))
 
-    inputs = keras.Input((None, None, 3))
-    x = _normalise(inputs, mean, std)
-    # Whitening magnifies small differences, which bfloat16 would round away: float32 up to here,
-    # whatever the policy. The identity casts.
-    x = layers.Conv2D(24, 2, dtype="float32", name="whiten")(x)
-    x = activate(layers.Identity()(x))  # (N, 31, 31, 24)
+    inputs, x = whitened()
     for block, width in enumerate(widths, 1):
-        x = layers.Conv2D(width, 3, padding="same", use_bias=False, name=f"conv{block}a")(x)
-        x = norm_activate(layers.MaxPooling2D()(x))  # sides 15, 7, 3
-        x = layers.Conv2D(width, 3, padding="same", use_bias=False, name=f"conv{block}b")(x)
-        x = norm_activate(x)
-    x = layers.GlobalMaxPooling2D(name="features")(x)  # (N, 256)
-    like_torch = keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform")
-    head = layers.Dense(
-        classes, use_bias=False, kernel_initializer=like_torch, dtype="float32", name="head"
-    )
-    logits = layers.Rescaling(1 / 9, dtype="float32")(head(x))
-    return keras.Model(inputs, logits, name="fast_vgg")
+        x = norm_gelu(layers.MaxPooling2D()(_convolution(x, width, f"conv{block}a")))
+        x = norm_gelu(_convolution(x, width, f"conv{block}b"))
+    return keras.Model(inputs, linear_head(x, classes), name="fast_vgg")
 
 
-def residual_vgg(
-    widths: Sequence[int] = (64, 128, 256),
-    *,
-    mean: Sequence[float] = CIFAR10_MEAN,
-    std: Sequence[float] = CIFAR10_STD,
-    classes: int = 10,
-) -> keras.Model:
+def residual_vgg(widths: Sequence[int], *, classes: int = 10) -> keras.Model:
     """The network of airbench96 (Jordan 2024, arXiv:2404.00498) at other widths.
 
     As `fast_vgg`, but each block has a third convolution, and a path around the last two.
     """
-    inputs = keras.Input((None, None, 3))
-    x = _normalise(inputs, mean, std)
-    x = layers.Conv2D(24, 2, dtype="float32", name="whiten")(x)
-    x = gelu(layers.Identity()(x))  # (N, 31, 31, 24)
-
-    def convolution(x: Tensor, width: int, name: str) -> Tensor:
-        return layers.Conv2D(width, 3, padding="same", use_bias=False, name=name)(x)
 
     def norm(x: Tensor) -> Tensor:
         return BatchNorm(scale=False, momentum=0.9, epsilon=1e-5)(x)
 
+    inputs, x = whitened()
     for block, width in enumerate(widths, 1):
-        x = convolution(x, width, f"conv{block}a")
-        x = around = gelu(norm(layers.MaxPooling2D()(x)))  # sides 15, 7, 3
-        x = gelu(norm(convolution(x, width, f"conv{block}b")))
-        x = gelu(norm(convolution(x, width, f"conv{block}c")) + around)
+        x = _convolution(x, width, f"conv{block}a")
+        x = around = gelu(norm(layers.MaxPooling2D()(x)))
+        x = gelu(norm(_convolution(x, width, f"conv{block}b")))
+        x = gelu(norm(_convolution(x, width, f"conv{block}c")) + around)
+    return keras.Model(inputs, linear_head(x, classes), name="residual_vgg")
+
+
+def whitened() -> tuple[Tensor, Tensor]:
+    """Images (N, H, W, 3), and what the whitening layer makes of them, (N, H - 1, W - 1, 24)."""
+    inputs = keras.Input((None, None, 3))
+    x = _normalise(inputs, CIFAR10_MEAN, CIFAR10_STD)
+    # Whitening magnifies small differences, which bfloat16 would round away: float32 up to here,
+    # whatever the policy. The identity casts.
+    x = layers.Conv2D(24, 2, dtype="float32", name="whiten")(x)
+    return inputs, gelu(layers.Identity()(x))
+
+
+def _convolution(x: Tensor, width: int, name: str) -> Tensor:
+    return layers.Conv2D(width, 3, padding="same", use_bias=False, name=name)(x)
+
+
+def linear_head(x: Tensor, classes: int) -> Tensor:
+    """Global pooling and the linear head, initialised as PyTorch does."""
     x = layers.GlobalMaxPooling2D(name="features")(x)
     like_torch = keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform")
     head = layers.Dense(
         classes, use_bias=False, kernel_initializer=like_torch, dtype="float32", name="head"
     )
-    logits = layers.Rescaling(1 / 9, dtype="float32")(head(x))
-    return keras.Model(inputs, logits, name="residual_vgg")
+    return layers.Rescaling(1 / 9, dtype="float32")(head(x))
 
 
 def gelu(x: Tensor) -> Tensor:

@@ -257,7 +257,8 @@ figures(together)
 # epochs. Its network, as it is used here:
 
 # %%
-print(inspect.getsource(networks.fast_vgg))
+for part in (networks.fast_vgg, networks.whitened, networks.linear_head):
+    print(inspect.getsource(part))
 
 # %% [markdown]
 # Before training, `initialise` sets two kinds of layers:

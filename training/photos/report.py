@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from rest_api.bundle import Bundle
 from rest_api.engine import Outputs, judge, load_engine
 from training import metrics, plots
-from training.card import proportion
+from training.card import share
 from training.evaluate import joined
 from training.export import milliseconds
 from training.files import replacing
@@ -39,50 +39,44 @@ def examine(
     def outputs_of(photos: Sequence[Photo]) -> Outputs:
         return predict_photos(predict, photos, bundle.input_size, bundle.views)
 
-    def positive_rate(outputs: Outputs) -> float:
-        return float((~judge(outputs, bundle).uncertain).mean())
+    def answered(outputs: Outputs) -> np.ndarray:
+        return ~judge(outputs, bundle).uncertain
 
     outputs = {part: outputs_of(photos) for part, photos in parts.items()}
+    of_others = {name: outputs_of(photos) for name, photos in others.items()}
     test, probabilities = parts["test"], outputs["test"].probabilities
     class_ids = np.array([bundle.labels.index(photo.label) for photo in test])
     correct = probabilities.argmax(1) == class_ids
+    known = answered(outputs["test"])
+    rates = {part: float(answered(each).mean()) for part, each in outputs.items()}
+    by_class = {label: correct[class_ids == i] for i, label in enumerate(bundle.labels)}
     figures = {
         "name": bundle.name,
         "test_photos": len(test),
         "accuracy": float(correct.mean()),
         "accuracy_interval": metrics.interval(int(correct.sum()), len(correct)),
         "calibration_error": metrics.expected_calibration_error(probabilities, class_ids),
-        "true_positive_rate": {part: positive_rate(each) for part, each in outputs.items()},
+        "true_positive_rate": rates,
         "milliseconds": milliseconds(predict, served([test[0]], bundle.input_size, bundle.views)),
         "megabytes": bundle.manifest["files"][bundle.engine]["bytes"] / 1e6,
         "mistaken": mistaken(probabilities, class_ids, bundle.labels),
-        "classes": [
-            of_class(label, correct[class_ids == i]) for i, label in enumerate(bundle.labels)
+        "classes": [of_class(label, each) for label, each in by_class.items()],
+        "rows": [
+            share("right (accuracy)", correct),
+            *(share(f"right, {label}", each) for label, each in by_class.items()),
+            share("answered (coverage)", known),
+            share("right of those answered", correct[known]),
+            *(
+                share(f"photos of other things, {name}: answered", answered(each))
+                for name, each in of_others.items()
+            ),
         ],
     }
-    answered = ~judge(outputs["test"], bundle).uncertain
-    counts = np.bincount(class_ids, minlength=len(bundle.labels))
-    rows = [
-        proportion("right (accuracy)", int(correct.sum()), len(correct)),
-        *(
-            proportion(f"right, {label}", int(correct[class_ids == i].sum()), int(n))
-            for i, (label, n) in enumerate(zip(bundle.labels, counts, strict=True))
-        ),
-        proportion("answered (coverage)", int(answered.sum()), len(answered)),
-        proportion("right of those answered", int(correct[answered].sum()), int(answered.sum())),
-    ]
-    of_others = {name: outputs_of(photos) for name, photos in others.items()}
-    for name, each in of_others.items():
-        passed = ~judge(each, bundle).uncertain
-        rows.append(
-            proportion(f"photos of other things, {name}: answered", int(passed.sum()), len(passed))
-        )
-    figures["rows"] = rows
     if of_others:
         pooled = joined(list(of_others.values()))
         figures |= {
             "ood_photos": len(pooled.scores),
-            "false_positive_rate": positive_rate(pooled),
+            "false_positive_rate": float(answered(pooled).mean()),
             "auroc": metrics.auroc(outputs["test"].scores, pooled.scores),
         }
     return figures, draw(outputs["test"], class_ids, test, bundle.labels)
