@@ -222,9 +222,10 @@ def check(settings: Settings) -> None:
     try:
         for bundle in read_bundles(settings.models).values():
             bundle.file(settings.engine or bundle.engine)
-        socket.create_server((host, port)).close()
-    except BundleError as error:
+    except (BundleError, OSError) as error:
         sys.exit(f"error: {error}")
+    try:
+        socket.create_server((host, port)).close()
     except OSError as error:
         airplay = sys.platform == "darwin" and port == 5000
         sys.exit(

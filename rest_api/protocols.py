@@ -8,6 +8,7 @@ binary tensor data extension of Triton's clients; /v1 is TensorFlow Serving's RE
 import base64
 import io
 import math
+import re
 from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
@@ -186,9 +187,9 @@ def infer(name: str, version: str = "") -> Response:
     model = requested_model(name, version)
     limits = this_app().settings
     body = sent_body(flask.request, limits.max_body)
-    json_size = flask.request.headers.get(HEADER_LENGTH, len(body), type=int)
-    request = read_json(body[:json_size], InferRequest, model.bundle, limits.max_files)
-    images = images_in(request.inputs[0], body[json_size:], model.bundle, limits.max_files)
+    size = size_of_json(flask.request.headers.get(HEADER_LENGTH), body)
+    request = read_json(body[:size], InferRequest, model.bundle, limits.max_files)
+    images = images_in(request.inputs[0], body[size:], model.bundle, limits.max_files)
     values = outputs_of(classify_all(images, model), model.bundle)
     sent = InferAnswer(name, model.bundle.version, [], request.id)
     binary = b""
@@ -205,6 +206,16 @@ def infer(name: str, version: str = "") -> Response:
         response.data += binary
         response.content_type = "application/octet-stream"
     return response
+
+
+def size_of_json(header: str | None, body: bytes) -> int:
+    """How many bytes of a body are JSON: all without the header. Raises RequestError."""
+    if header is None:
+        return len(body)
+    if not re.fullmatch(r"[0-9]{1,18}", header) or int(header) > len(body):
+        message = f"{HEADER_LENGTH} is {header[:40]!r}, but the body has {len(body):,} bytes."
+        raise RequestError(400, "invalid_json", message)
+    return int(header)
 
 
 def images_in(tensor: Tensor, binary: bytes, bundle: Bundle, limit: int) -> list[bytes]:

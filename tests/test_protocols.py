@@ -124,6 +124,13 @@ def test_recorded_request_of_a_client_is_answered(path, port_of_32_pixels):
     assert b'"id":"9"' in content
 
 
+@pytest.mark.parametrize("length", ["-1", "many", "99999999", "9" * 5000, "1.5"])
+def test_length_of_json_that_the_body_has_not_is_refused(length, client):
+    request = files(BASE64)
+    message = refused(client.post(INFER, json=request, headers={LENGTH: length}), 400)
+    assert message.startswith(f"{LENGTH} is '{length[:40]}'")
+
+
 @pytest.mark.parametrize("as_binary", [True, False])
 def test_tritonclient_gets_what_predict_says(as_binary, port, client):
     # No requirement: it allows no ml_dtypes newer than 0.5.4, which TensorFlow uses.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rest_api import app
+from rest_api import app, classifier
 from rest_api.settings import MIB, Settings, as_markdown, options, parse_arguments
 from tests.support import ROOT
 
@@ -111,3 +111,13 @@ def test_port_that_airplay_has_is_explained_on_macos(monkeypatch, platform, told
     assert str(end.value).startswith("error: cannot listen on 127.0.0.1:5000: Address already")
     assert "--port 8000" in str(end.value)
     assert ("AirPlay" in str(end.value)) == told
+
+
+def test_bundle_that_may_not_be_read_is_not_taken_for_a_port(monkeypatch):
+    def forbidden(paths):
+        raise PermissionError(13, "Permission denied", "bundles/mine")
+
+    monkeypatch.setattr(classifier, "read_bundles", forbidden)
+    with pytest.raises(SystemExit) as end:
+        app.check(Settings())
+    assert str(end.value) == "error: [Errno 13] Permission denied: 'bundles/mine'"
