@@ -18,6 +18,7 @@ import json
 import logging
 import os
 import posixpath
+import socket
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
@@ -32,6 +33,7 @@ import pyarrow.dataset
 import ray
 import ray.data
 from pyarrow.fs import FileType
+from ray._private.services import canonicalize_bootstrap_address
 from tqdm import tqdm
 
 from rest_api.bundle import FILENAMES, MANIFEST, Bundle, Engine
@@ -54,6 +56,7 @@ from rest_api.manifest import (
 from rest_api.predict import map_ahead, reason
 
 READERS = 16  # photos that an actor reads at a time, since remote storage answers late
+CONNECT_TIMEOUT = 10  # seconds
 SCHEMA = pa.schema(
     {
         "path": pa.string(),
@@ -202,9 +205,27 @@ def run(address: str, parts: Sequence[str], images: int, arguments: tuple[Any, .
         raise JobError(f"the job on {address} stopped: {last}") from error
 
 
+def refuse_unreachable(address: str) -> None:
+    """Raise JobError where nothing listens, since Ray would try for minutes."""
+    try:
+        found = canonicalize_bootstrap_address(address)  # also that of `auto`; None for `local`
+        if found:
+            host, _, port = found.rpartition(":")
+            socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT).close()
+    except (OSError, ValueError) as error:
+        raise JobError(
+            f"no Ray cluster answers at {address} ({reason(error)}). "
+            "Start one, or give the HOST:PORT of its head node."
+        ) from error
+
+
 @contextmanager
 def connected(address: str) -> Iterator[None]:
-    """Use a Ray cluster whose nodes get this package's code, but not what it imports."""
+    """Use a Ray cluster whose nodes get this package's code, but not what it imports.
+
+    Raises JobError.
+    """
+    refuse_unreachable(address)
     # Ray reports its use to its makers where nobody forbids it.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     package = Path(__file__).parent
