@@ -39,7 +39,7 @@ from tqdm import tqdm
 
 from rest_api.bundle import FILENAMES, MANIFEST, Bundle, Engine
 from rest_api.classifier import load_model
-from rest_api.errors import RequestError
+from rest_api.errors import JobError, RequestError
 from rest_api.manifest import (
     absolute,
     exists,
@@ -53,7 +53,7 @@ from rest_api.manifest import (
     write_manifest,
     write_parquet,
 )
-from rest_api.predict import JobError, map_ahead, reason
+from rest_api.predict import map_ahead, reason
 
 READERS = 16  # photos that an actor reads at a time, since remote storage answers late
 CONNECT_TIMEOUT = 10  # seconds

@@ -20,7 +20,8 @@ from fsspec.utils import glob_translate
 from pandas.util import hash_array
 from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
 
-from rest_api.predict import JobError, files_of, reason
+from rest_api.errors import JobError
+from rest_api.predict import files_of, reason
 
 LEAST, MOST = 50, 5000  # photos of a part
 

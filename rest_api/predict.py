@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from rest_api.bundle import FILENAMES, BundleError, load_bundle
 from rest_api.classifier import LoadedModel, Prediction, load_model
-from rest_api.errors import RequestError
+from rest_api.errors import JobError, RequestError
 from rest_api.images import silence_pillow
 from rest_api.settings import DEFAULT_MODEL, option_of
 
@@ -30,10 +30,6 @@ MANY = 20  # files from which on there is a progress bar
 STDIN = "-"
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-
-class JobError(Exception):
-    """A cluster's job cannot start or go on; the message is one line that says why."""
 
 
 @contextmanager

@@ -14,8 +14,8 @@ import pytest
 from rest_api import manifest
 from rest_api.bundle import load_bundle
 from rest_api.cluster import Classifier, Job, failures_in, open_job, refuse_unreachable
+from rest_api.errors import JobError
 from rest_api.manifest import part_name, photos_of, read_manifest, write_manifest
-from rest_api.predict import JobError
 from rest_api.settings import DEFAULT_MODEL, Settings
 from tests.support import FROG, ROOT, error_of, free_port
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from benchmarks.cluster import ray_cluster
-from rest_api.predict import JobError
+from rest_api.errors import JobError
 from tests.support import encode, picture, small_backbone
 from training.checkpoint import RunError
 from training.cifar10.study import VARIANTS

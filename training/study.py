@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--cluster", metavar="ADDRESS", help=about)
     args = parser.parse_args()
     training.import_keras()
-    from rest_api.predict import JobError
+    from rest_api.errors import JobError
     from training.checkpoint import RunError
     from training.cifar10.data import DataError
     from training.cifar10.study import VARIANTS

@@ -44,7 +44,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     training.import_keras()
-    from rest_api.predict import JobError
+    from rest_api.errors import JobError
     from training.checkpoint import RunError
     from training.cifar10.train import run_recipe
 
