@@ -20,10 +20,10 @@ train: .venv/train ## train fast94 on CIFAR-10, export it and measure it; needs 
 	@echo "Serve it: .venv/bin/python rest_api/app.py --model bundles/fast94"
 
 # Ray gives its processes up that take over 15 seconds to start, as beside other tests they may. Its
-# authentication is what the environment says when it is first imported: hence the file alone.
+# authentication is what the environment says when it is first imported: hence these files alone.
 test: .venv/test ## install everything, 3 GB, and run all tests, with their coverage
 	$(PYTEST) --cov -m "not cluster"
-	.venv/bin/python -m pytest --cov --cov-append tests/test_cluster.py
+	.venv/bin/python -m pytest --cov --cov-append tests/test_cluster.py tests/test_training_cluster.py
 
 test-fast: .venv/test ## run the tests that need only seconds
 	$(PYTEST) -m "not slow"

@@ -1,6 +1,7 @@
 """Classify millions of photos on a Ray cluster: `python -m rest_api.predict … --cluster ADDRESS`.
 
-The only module that imports Ray. A job is a folder, OUTPUT, on storage that all nodes share:
+Beside training/cluster.py the only module that imports Ray. A job is a folder, OUTPUT, on storage
+that all nodes share:
 
     manifest/       the paths of the photos, in parts of 50 to 5,000, listed once
     job.json        the request, and how many parts there are; written when they are complete
@@ -18,6 +19,7 @@ import json
 import logging
 import os
 import posixpath
+import socket
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
@@ -32,13 +34,13 @@ import pyarrow.dataset
 import ray
 import ray.data
 from pyarrow.fs import FileType
+from ray._private.services import canonicalize_bootstrap_address
 from tqdm import tqdm
 
 from rest_api.bundle import FILENAMES, MANIFEST, Bundle, Engine
 from rest_api.classifier import load_model
-from rest_api.errors import RequestError
+from rest_api.errors import JobError, RequestError
 from rest_api.manifest import (
-    JobError,
     absolute,
     exists,
     locate,
@@ -54,6 +56,7 @@ from rest_api.manifest import (
 from rest_api.predict import map_ahead, reason
 
 READERS = 16  # photos that an actor reads at a time, since remote storage answers late
+CONNECT_TIMEOUT = 10  # seconds
 SCHEMA = pa.schema(
     {
         "path": pa.string(),
@@ -182,44 +185,61 @@ def open_job(job: Job, output: str) -> tuple[int, int]:
 
 def run(address: str, parts: Sequence[str], images: int, arguments: tuple[Any, ...]) -> None:
     """Have actors with the arguments of Classifier do parts; shows progress. Raises JobError."""
+    with connected(address):
+        todo = ray.data.from_items(
+            [{"part": part} for part in parts], override_num_blocks=len(parts)
+        )
+        done = todo.map_batches(
+            Classifier,
+            fn_constructor_args=arguments,
+            batch_size=1,
+            num_cpus=1,
+            compute=ray.data.ActorPoolStrategy(min_size=1),
+        )
+        rows = done.iter_rows()
+        for _ in tqdm(rows, f"{images:,} photos", total=len(parts), unit="part"):
+            pass
+
+
+def refuse_unreachable(address: str) -> None:
+    """Raise JobError where nothing listens, since Ray would try for minutes."""
     try:
-        with connected(address):
-            todo = ray.data.from_items(
-                [{"part": part} for part in parts], override_num_blocks=len(parts)
-            )
-            done = todo.map_batches(
-                Classifier,
-                fn_constructor_args=arguments,
-                batch_size=1,
-                num_cpus=1,
-                compute=ray.data.ActorPoolStrategy(min_size=1),
-            )
-            rows = done.iter_rows()
-            for _ in tqdm(rows, f"{images:,} photos", total=len(parts), unit="part"):
-                pass
-    except (ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError) as error:
-        last = (str(error).strip() or repr(error)).splitlines()[-1]  # below a node's traceback
-        raise JobError(f"the job on {address} stopped: {last}") from error
+        found = canonicalize_bootstrap_address(address)  # also that of `auto`; None for `local`
+        if found:
+            host, _, port = found.rpartition(":")
+            socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT).close()
+    except (OSError, ValueError) as error:
+        raise JobError(
+            f"no Ray cluster answers at {address} ({reason(error)}). "
+            "Start one, or give the HOST:PORT of its head node."
+        ) from error
 
 
 @contextmanager
-def connected(address: str) -> Iterator[None]:
-    """Use a Ray cluster whose nodes get this package's code, but not what it imports."""
+def connected(address: str, *packages: Path) -> Iterator[None]:
+    """Use a Ray cluster whose nodes get the code of this package and of others of ours.
+
+    Raises JobError, also in place of what Ray raises meanwhile.
+    """
+    refuse_unreachable(address)
     # Ray reports its use to its makers where nobody forbids it.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    package = Path(__file__).parent
+    modules = [str(package) for package in (Path(__file__).parent, *packages)]
     options: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
-    ray.init(
-        address,
-        runtime_env={"py_modules": [str(package)], "excludes": ["assets", "static"]},
-        logging_level=logging.ERROR,
-        log_to_driver=False,
-        **options,
-    )
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    ray.data.DataContext.get_current().enable_progress_bars = False
     try:
+        ray.init(
+            address,
+            runtime_env={"py_modules": modules, "excludes": ["assets", "static", "notebooks"]},
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+            **options,
+        )
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        ray.data.DataContext.get_current().enable_progress_bars = False
         yield
+    except (ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError) as error:
+        last = (str(error).strip() or repr(error)).splitlines()[-1]  # below a node's traceback
+        raise JobError(f"the job on {address} stopped: {last}") from error
     finally:
         ray.shutdown()
 

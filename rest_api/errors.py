@@ -14,3 +14,7 @@ class RequestError(Exception):
     ):
         super().__init__(message)
         self.status, self.code, self.headers = status, code, headers or {}
+
+
+class JobError(Exception):
+    """A cluster's job cannot start or go on; the message is one line that says why."""

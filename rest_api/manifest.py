@@ -20,13 +20,10 @@ from fsspec.utils import glob_translate
 from pandas.util import hash_array
 from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
 
+from rest_api.errors import JobError
 from rest_api.predict import files_of, reason
 
 LEAST, MOST = 50, 5000  # photos of a part
-
-
-class JobError(Exception):
-    """The job cannot start or go on; the message is one line that says why."""
 
 
 def locate(path: str) -> tuple[FileSystem, str]:

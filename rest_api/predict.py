@@ -14,7 +14,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TextIO, TypeVar
 
@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from rest_api.bundle import FILENAMES, BundleError, load_bundle
 from rest_api.classifier import LoadedModel, Prediction, load_model
-from rest_api.errors import RequestError
+from rest_api.errors import JobError, RequestError
 from rest_api.images import silence_pillow
 from rest_api.settings import DEFAULT_MODEL, option_of
 
@@ -30,6 +30,18 @@ MANY = 20  # files from which on there is a progress bar
 STDIN = "-"
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+@contextmanager
+def needs_ray() -> Iterator[None]:
+    """Exit with one line that says how to install Ray, where an import lacks it."""
+    try:
+        yield
+    except ImportError as error:
+        sys.exit(
+            'error: --cluster needs Ray: pip install "cifar10-cnn[cluster]", or in a clone: '
+            f"pip install -r rest_api/requirements-cluster.txt ({error})"
+        )
 
 
 def classify_all(
@@ -188,13 +200,8 @@ def parse_arguments() -> argparse.Namespace:
 
 def classify_on_cluster(args: argparse.Namespace) -> None:
     """Run the job of rest_api.cluster; list what could not be read. Raises BundleError."""
-    try:
+    with needs_ray():
         from rest_api import cluster, manifest
-    except ImportError as error:
-        sys.exit(
-            'error: --cluster needs Ray: pip install "cifar10-cnn[cluster]", or in a clone: '
-            f"pip install -r rest_api/requirements-cluster.txt ({error})"
-        )
     bundle = load_bundle(args.model)
     engine = args.engine or bundle.engine
     bundle.file(engine)  # is whole
@@ -207,7 +214,7 @@ def classify_on_cluster(args: argparse.Namespace) -> None:
         ):
             number += 1
             print(f"{path}: {why}", file=sys.stderr)
-    except manifest.JobError as error:
+    except JobError as error:
         sys.exit(f"error: {error}")
     if number:
         sys.exit(f"Files that could not be read: {number}. --retry-errors tries them again.")

@@ -68,15 +68,13 @@ def test_imports_go_one_way(package, forbidden):
     assert not broken
 
 
-CLUSTER = {"rest_api.cluster", "rest_api.manifest"}
+CLUSTER = {"rest_api.cluster", "rest_api.manifest", "training.cluster"}
 
 
 def test_only_the_modules_of_the_cluster_import_what_it_needs():
     needed = {"ray", "pyarrow", "fsspec"}
     assert {name for name in of("rest_api") + of("training") if imported(name) & needed} == CLUSTER
-    assert {name for name in FILES if "ray" in imported(name) and name[:10] != "benchmarks"} == {
-        "rest_api.cluster"
-    }
+    assert {name for name in CLUSTER if "ray" in imported(name)} == CLUSTER - {"rest_api.manifest"}
 
 
 def test_nothing_loads_the_modules_of_the_cluster_but_the_option_that_asks_for_them():

@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,11 @@ import pytest
 
 from rest_api import manifest
 from rest_api.bundle import load_bundle
-from rest_api.cluster import Classifier, Job, failures_in, open_job
-from rest_api.manifest import JobError, part_name, photos_of, read_manifest, write_manifest
+from rest_api.cluster import Classifier, Job, failures_in, open_job, refuse_unreachable
+from rest_api.errors import JobError
+from rest_api.manifest import part_name, photos_of, read_manifest, write_manifest
 from rest_api.settings import DEFAULT_MODEL, Settings
-from tests.support import FROG, ROOT
+from tests.support import FROG, ROOT, error_of, free_port
 
 
 @pytest.fixture
@@ -202,3 +204,20 @@ def test_without_ray_one_line_says_how_to_install_it():
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert line.startswith('error: --cluster needs Ray: pip install "cifar10-cnn[cluster]"')
+
+
+@pytest.mark.slow
+def test_address_without_a_cluster_ends_the_command_at_once(tmp_path):
+    address = f"127.0.0.1:{free_port()}"
+    began = time.monotonic()
+    line = error_of("rest_api.predict", FROG, "--cluster", address, "--output", tmp_path / "out")
+    assert line.startswith(f"error: no Ray cluster answers at {address} (Connection refused).")
+    assert time.monotonic() - began < 100  # Ray alone takes over 200
+
+
+def test_unreachable_cluster_is_refused_however_it_is_named(monkeypatch):
+    with pytest.raises(JobError, match=r"answers at nowhere \(Invalid address format: nowhere\)"):
+        refuse_unreachable("nowhere")
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{free_port()}")  # as of a cluster that is gone
+    with pytest.raises(JobError, match=r"answers at auto \(Connection refused\)"):
+        refuse_unreachable("auto")

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from rest_api.classifier import Prediction
-from rest_api.predict import FORMATS, classify_all, csv_header, files_of
+from rest_api.predict import FORMATS, classify_all, csv_header, files_of, needs_ray
 from tests.support import FROG, ROOT, encode, post
 
 
@@ -166,3 +166,10 @@ def test_cluster_cannot_read_standard_input():
     done = run("-", "--cluster", "auto", "--output", "x", stdin=FROG.read_bytes())
     assert done.returncode == 2
     assert "--cluster cannot read from standard input" in done.stderr.decode()
+
+
+def test_missing_ray_is_explained_in_one_line():
+    with pytest.raises(SystemExit) as ended, needs_ray():
+        raise ImportError("No module named 'ray'")
+    assert str(ended.value).startswith("error: --cluster needs Ray: pip install ")
+    assert "\n" not in str(ended.value)

@@ -18,6 +18,7 @@ import pytest
 
 from tests.support import ROOT
 from training import metrics
+from training import train as cli
 from training.augment import Augmentation
 from training.checkpoint import restore_checkpoint
 from training.cifar10 import recipes, train
@@ -322,6 +323,14 @@ def test_images_are_held_out_of_final_runs_alone():
     refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert refused.returncode == 2
     assert "--hold-out is for --final" in refused.stderr
+
+
+@pytest.mark.parametrize("seeds", [["1"], ["3", "5"]])
+def test_several_seeds_are_a_run_each(monkeypatch, capsys, seeds):
+    monkeypatch.setattr(train, "run_recipe", lambda *_, seed, **__: {"seed": seed})
+    monkeypatch.setattr("sys.argv", ["train", "classic", "--seed", *seeds])
+    cli.main()
+    assert capsys.readouterr().out == "".join(f'{{\n  "seed": {seed}\n}}\n' for seed in seeds)
 
 
 def test_batches_of_an_epoch_depend_on_seed_and_epoch_alone(data):

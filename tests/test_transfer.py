@@ -21,7 +21,16 @@ from training import transfer as command
 from training.ood import mahalanobis
 from training.photos import head, transfer, tuning
 from training.photos.backbones import BACKBONES, DEFAULT, WeightsError, load_backbone
-from training.photos.features import cache_name, features, pooled, served, view_of
+from training.photos.features import (
+    BATCH,
+    cache_name,
+    compute,
+    features,
+    pooled,
+    read_cache,
+    served,
+    view_of,
+)
 from training.photos.inspect import survey
 
 SIDE = 32
@@ -102,6 +111,19 @@ def test_features_are_computed_once_for_each_content(photos, tmp_path, monkeypat
     again = features(network, some, cache, views=3)
     np.testing.assert_array_equal(again[:30], first)
     assert {photo.digest for photo in computed} == {photo.digest for photo in some[30:]}
+
+
+def test_interruption_keeps_the_features_that_are_there(photos, tmp_path):
+    network = pooled(small_backbone(), SIDE)
+    some, cache = survey(photos).photos[:40], tmp_path / "features.npz"
+
+    def interrupted(*arguments):
+        yield next(compute(*arguments))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        features(network, some, cache, compute=interrupted)
+    assert len(read_cache(cache, 24)) == BATCH
 
 
 def test_unusable_cache_is_computed_anew(photos, tmp_path):
@@ -486,6 +508,17 @@ def test_command_says_what_to_serve_in_shell_words(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["transfer", "photos", "--output", "my bundles/cats"])
     command.main()
     assert capsys.readouterr().out.endswith("--model 'my bundles/cats'\n")
+
+
+def test_command_refuses_a_cluster_that_is_not_there(photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(transfer, "load_backbone", small_backbone)
+    for option in ([], ["--compare", DEFAULT]):
+        arguments = ["transfer", str(photos), "--size", "32", "--cluster", "nowhere", *option]
+        monkeypatch.setattr("sys.argv", arguments)
+        with pytest.raises(SystemExit, match=r"^error: no Ray cluster answers at nowhere"):
+            command.main()
+    assert not (tmp_path / "bundles").exists()
 
 
 @pytest.mark.slow

@@ -3,8 +3,11 @@
 import os
 import sys
 import time
+from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
+from typing import TypeVar
 
+Result = TypeVar("Result")
 STARTED = time.perf_counter()  # before TensorFlow's import, so that reported times include it
 
 # Nothing about GPUs that are not there; what fails is a Python exception, too.
@@ -30,3 +33,18 @@ def import_keras() -> None:
 
     with silent_stderr():
         import keras  # noqa: F401
+
+
+def results_of(calls: Mapping[str, Callable[[], Result]], cluster: str | None) -> Iterator[Result]:
+    """The results of calls: made here one after the other, or side by side on a Ray cluster.
+
+    Raises what they raise, and JobError.
+    """
+    if not cluster:
+        yield from (call() for call in calls.values())
+        return
+    from rest_api.predict import needs_ray
+
+    with needs_ray():
+        from training.cluster import side_by_side
+    yield from side_by_side(calls, cluster)

@@ -8,6 +8,7 @@ Trains on 45,000 images, measures on the 5,000 of validation.
 
 import argparse
 import sys
+from functools import partial
 
 import training
 
@@ -23,8 +24,11 @@ def main() -> None:
         "--outliers",
         help="directory of cifar-100-python, default $CIFAR100_DIR, for street-outliers",
     )
+    about = "of a Ray cluster that trains them side by side: local, auto or HOST:PORT"
+    parser.add_argument("--cluster", metavar="ADDRESS", help=about)
     args = parser.parse_args()
     training.import_keras()
+    from rest_api.errors import JobError
     from training.checkpoint import RunError
     from training.cifar10.data import DataError
     from training.cifar10.study import VARIANTS
@@ -32,10 +36,15 @@ def main() -> None:
 
     if unknown := set(args.variants) - set(VARIANTS):
         parser.error(f"no variant {', '.join(sorted(unknown))}; there are {', '.join(VARIANTS)}")
+    shared = {"seed": args.seed, "data": args.data, "cifar100": args.outliers}
+    calls = {
+        name: partial(run_recipe, name, VARIANTS[name], **shared)
+        for name in args.variants or VARIANTS
+    }
     try:
-        for name in args.variants or VARIANTS:
-            run_recipe(name, VARIANTS[name], seed=args.seed, data=args.data, cifar100=args.outliers)
-    except (DataError, RunError) as error:
+        for _ in training.results_of(calls, args.cluster):
+            pass
+    except (DataError, RunError, JobError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("\nStopped. The same command continues after the last finished epoch.")

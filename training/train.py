@@ -8,6 +8,7 @@ command continues a run that was interrupted, and repeats the result of one that
 import argparse
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import training
@@ -21,7 +22,8 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train a recipe on CIFAR-10.")
     add = parser.add_argument
     add("recipe", choices=recipes.names())
-    add("--seed", type=int, default=0, help="of everything random (%(default)s)")
+    seed = "of everything random (0); several are a run each"
+    add("--seed", type=int, nargs="+", default=[0], metavar="N", help=seed)
     add("--epochs", type=float, help="instead of the recipe's own number")
     add("--final", action="store_true", help="train on all images, measure on the test set")
     add("--hold-out", action="store_true", help="with --final: keep 1,000 images to calibrate on")
@@ -29,23 +31,29 @@ def parse_arguments() -> argparse.Namespace:
     add("--data", help="directory of cifar-10-batches-py, default $CIFAR10_DIR")
     add("--outliers", help="directory of cifar-100-python, default $CIFAR100_DIR, where needed")
     add("--output", type=Path, help="directory of the run, default runs/RECIPE-seedN[-final]")
+    about = "of a Ray cluster that trains the seeds side by side: local, auto or HOST:PORT"
+    add("--cluster", metavar="ADDRESS", help=about)
     args = parser.parse_args()
     if args.hold_out and not args.final:
         parser.error("--hold-out is for --final; without it, 5,000 images are kept to validate on")
+    if args.output and len(args.seed) > 1:
+        parser.error("--output is the directory of one run, not of several seeds")
     return args
 
 
 def main() -> None:
     args = parse_arguments()
     training.import_keras()
+    from rest_api.errors import JobError
     from training.checkpoint import RunError
     from training.cifar10.train import run_recipe
 
-    try:
-        result = run_recipe(
+    calls = {
+        f"seed {seed}": partial(
+            run_recipe,
             args.recipe,
             recipes.load(args.recipe),
-            seed=args.seed,
+            seed=seed,
             final=args.final,
             epochs=args.epochs,
             dtype=args.dtype,
@@ -53,13 +61,17 @@ def main() -> None:
             data=args.data,
             cifar100=args.outliers,
             run=args.output,
-            started=training.STARTED,
+            started=training.STARTED if [seed] == args.seed and not args.cluster else None,
         )
-    except (DataError, RunError) as error:
+        for seed in args.seed
+    }
+    try:
+        for result in training.results_of(calls, args.cluster):
+            print(json.dumps(result, indent=2), flush=True)
+    except (DataError, RunError, JobError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("\nStopped. The same command continues after the last finished epoch.")
-    print(json.dumps(result, indent=2))
 
 
 if __name__ == "__main__":

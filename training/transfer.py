@@ -7,6 +7,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,10 @@ def parse_arguments() -> argparse.Namespace:
     )
     add("--saved-model", action="store_true", help="also write a TensorFlow SavedModel")
     add("--no-tuning", action="store_false", dest="tuning", help="train the head only")
+    about = (
+        "of a Ray cluster for the features, or for what --compare names: local, auto or HOST:PORT"
+    )
+    add("--cluster", metavar="ADDRESS", help=about)
     seed = "of split and training (%(default)s)"
     add("--seed", type=int_between(0, 2**32 - 1), default=0, help=seed)
     return parser.parse_args()
@@ -52,29 +57,46 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     options = vars(parse_arguments())
     training.import_keras()
+    from rest_api.errors import JobError
+    from rest_api.predict import needs_ray
     from training.checkpoint import RunError
     from training.photos.inspect import PhotosError
     from training.photos.report import as_lines
-    from training.photos.transfer import transfer
 
-    photos, output, compare = (options.pop(name) for name in ("photos", "output", "compare"))
+    photos, output, compare, cluster = (
+        options.pop(name) for name in ("photos", "output", "compare", "cluster")
+    )
     output = output or Path("bundles", photos.resolve().name)
     names = compare or [options["backbone"]]
+    if cluster and not compare:
+        with needs_ray():
+            from training.cluster import compute_features
+        options["compute"] = partial(compute_features, cluster)
+    calls = {}
+    for name in names:
+        destination = output.with_name(f"{output.name}-{name}") if compare else output
+        calls[name] = partial(train, photos, destination, **options | {"backbone": name})
     rows = []
     try:
-        for name in names:
-            destination = output.with_name(f"{output.name}-{name}") if compare else output
-            figures, _ = transfer(photos, destination, **options | {"backbone": name})
+        for figures, destination in training.results_of(calls, cluster if compare else None):
             rows.append(figures)
             print("\n".join(f"{name:<32}{value}" for name, value in as_lines(figures).items()))
             serve = shlex.join(["python", "rest_api/app.py", "--model", str(destination)])
             print(f"Serve it: {serve}", flush=True)
-    except (PhotosError, WeightsError, RunError, BundleError, ExportError) as error:
+    except (PhotosError, WeightsError, RunError, BundleError, ExportError, JobError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("\nStopped. The same command continues where it stopped.")
     if compare:
         print(comparison(names, rows))
+
+
+def train(photos: Path, destination: Path, **options: Any) -> tuple[dict[str, Any], Path]:
+    """The figures of one backbone and its bundle's folder; see training.photos.transfer."""
+    from training.photos.transfer import transfer
+
+    figures, _ = transfer(photos, destination, **options)
+    return figures, destination
 
 
 def comparison(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:

@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -27,6 +27,10 @@ LIGHT = (0.8, 1.2)  # factors of brightness and of contrast
 SOFTENED = 0.01  # added under the root, whose slope at zero would be infinite
 BATCH = 32
 SAVE_EVERY = 2000  # views, so that an interruption loses little
+# Of a network, views and a resize policy: keys of the views, in any order, with their features.
+Compute = Callable[
+    [keras.Model, Sequence[tuple[Photo, int]], Resize], Iterator[tuple[list[str], np.ndarray]]
+]
 
 
 def view_of(photo: Photo, view: int, image_size: int, resize: Resize) -> np.ndarray:
@@ -66,6 +70,15 @@ def pooled(backbone: keras.Model, image_size: int | None = None) -> keras.Model:
     return keras.Model(images, roots, name=backbone.name)
 
 
+def compute(
+    network: keras.Model, wanted: Sequence[tuple[Photo, int]], resize: Resize
+) -> Iterator[tuple[list[str], np.ndarray]]:
+    """The features of views, (B, channels) float16, after the keys of their batch."""
+    for batch, pixels in batches(wanted, network.input_shape[1], resize):
+        vectors = network.predict_on_batch(pixels)
+        yield [key_of(*each) for each in batch], vectors.astype(np.float16)
+
+
 def features(
     network: keras.Model,
     photos: Sequence[Photo],
@@ -73,6 +86,7 @@ def features(
     *,
     resize: Resize = "stretch",
     views: int = 1,
+    compute: Compute = compute,
 ) -> np.ndarray:
     """The features of each view of each photo: (N, views, channels) float32.
 
@@ -82,13 +96,11 @@ def features(
     known = read_cache(cache, network.output_shape[-1])
     wanted = [(photo, view) for photo in photos for view in range(views)]
     missing = [each for each in wanted if key_of(*each) not in known]
-    image_size = network.input_shape[1]
     try:
         with tqdm(total=len(missing), desc="features", unit="view", disable=not missing) as bar:
-            for batch, pixels in batches(missing, image_size, resize):
-                vectors = network.predict_on_batch(pixels).astype(np.float16)
-                known |= {key_of(*each): v for each, v in zip(batch, vectors, strict=True)}
-                bar.update(len(batch))
+            for keys, vectors in compute(network, missing, resize) if missing else ():
+                known |= zip(keys, vectors, strict=True)
+                bar.update(len(keys))
                 if bar.n % SAVE_EVERY < BATCH:
                     write_cache(cache, known)
     finally:

@@ -28,7 +28,15 @@ from training.export import calibrate, export, refuse_other_folder
 from training.ood import log_odds, mahalanobis
 from training.photos import head, inspect, tuning
 from training.photos.backbones import BACKBONES, DEFAULT, load_backbone
-from training.photos.features import VIEWS, cache_name, features, pooled, served
+from training.photos.features import (
+    VIEWS,
+    Compute,
+    cache_name,
+    compute,
+    features,
+    pooled,
+    served,
+)
 from training.photos.inspect import MIN_PHOTOS, Part, Photo, PhotosError, Survey
 from training.photos.report import examine, write_report
 
@@ -96,6 +104,7 @@ class Task:
     tuning: bool
     seed: int
     runs: Path
+    compute: Compute = compute  # features
 
     @cached_property
     def network(self) -> keras.Model:
@@ -109,7 +118,8 @@ class Task:
     def features(self, photos: Sequence[Photo], views: int = 1) -> np.ndarray:
         """The features of photos with the present weights: (N, views, channels)."""
         cache = self.runs / "features" / cache_name(self.network, self.resize)
-        return features(self.network, photos, cache, resize=self.resize, views=views)
+        options: dict[str, Any] = {"resize": self.resize, "views": views, "compute": self.compute}
+        return features(self.network, photos, cache, **options)
 
     def served_features(self, photos: Sequence[Photo]) -> np.ndarray:
         """The same of photos as they are served: (N, views, channels)."""
@@ -300,13 +310,14 @@ def transfer(
     saved_model: bool = False,
     seed: int = 0,
     runs: Path = Path("runs"),
+    compute: Compute = compute,
 ) -> tuple[dict[str, Any], dict[str, Figure]]:
     """Train on a folder of photos, write the bundle with its card and, in `runs`, a report.
 
     `background` is trained with as what is of no class, `others` are folders of such photos that
-    measure what is made of them. `source` is what the card says of the photos' origin. Returns the
-    report's figures and its plots by caption. Raises PhotosError, WeightsError, RunError and
-    ExportError; then no bundle is written.
+    measure what is made of them. `source` is what the card says of the photos' origin, `compute`
+    what computes features. Returns the report's figures and its plots by caption. Raises
+    PhotosError, WeightsError, RunError and ExportError; then no bundle is written.
     """
     started = time.perf_counter()
     refuse_other_folder(destination)
@@ -317,7 +328,7 @@ def transfer(
     keras.utils.set_random_seed(seed)  # for weights and dropout of the backbone
     maps = load_backbone(backbone, weights, width=width)
     image_size = image_size or BACKBONES[backbone].image_size
-    task = Task(dataset, maps, image_size, tuple(views), tuning, seed, runs)
+    task = Task(dataset, maps, image_size, tuple(views), tuning, seed, runs, compute)
     selection = select(task)
     network = fit(task, selection)
     compared = dataset.photos("test")[:MAX_COMPARED]
