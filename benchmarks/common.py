@@ -35,10 +35,10 @@ def milliseconds(call: Callable[[], object], n: int) -> np.ndarray:
     return 1000 * np.array(timeit.repeat(call, "gc.enable()", number=1, repeat=n))
 
 
-def spread(values: Sequence[float]) -> str:
+def spread(values: Sequence[float], digits: int = 1) -> str:
     """The median of some rounds, the least and the most."""
     middle, least, most = statistics.median(values), min(values), max(values)
-    return f"{middle:.1f} ({least:.1f} to {most:.1f})"
+    return f"{middle:.{digits}f} ({least:.{digits}f} to {most:.{digits}f})"
 
 
 def mean_and_std(values: Sequence[float], unit: str = "", digits: int = 2) -> str:

@@ -22,6 +22,9 @@ from rest_api.schema import classifying_route
 READ_TIMEOUT = 30.0  # seconds for a request to begin, to arrive, and for its answer to be taken
 STOP_TIMEOUT = 2.5  # the same, once the server stops
 QUEUE_TIMEOUT = 10.0  # seconds that a request waits for its turn
+# Seconds until a request that finds the queue full is refused. Clients that ask again at once would
+# otherwise take the time, and every free place, from those that wait.
+REFUSAL_DELAY = 0.05
 MAX_BUFFERED = 128 * 2**20  # bytes of requests until they are answered, of answers until taken
 PATIENCE = 10.0  # seconds that a client may keep them in memory where there is too little
 BACKLOG = 1024  # connections that wait to be accepted
@@ -169,8 +172,11 @@ class Gateway:
         self.waiting.pop(connection, None)
         deadline = time.monotonic() + QUEUE_TIMEOUT
         classifies = classifying_route(connection.environ["PATH_INFO"])
-        if not connection.fits() or (classifies and not self.slots):
+        if not connection.fits():
             connection.send(self.refusal(overloaded(), connection.environ))
+        elif classifies and not self.slots:
+            refusal = self.refusal(overloaded(), connection.environ)
+            self.loop.call_later(REFUSAL_DELAY, connection.send, refusal)
         elif not classifies:
             self.others.put(Job(connection, deadline, Connection.send))
         else:

@@ -73,7 +73,7 @@ def main() -> None:
     parser = command_line(__doc__)
     parser.add_argument("--seconds", type=float, default=60, help="under load (%(default)s)")
     parser.add_argument("--queue", type=int, default=32, help="of each process (%(default)s)")
-    parser.add_argument("--connections", type=int, default=64, help="of wrk (%(default)s)")
+    parser.add_argument("--connections", type=int, default=200, help="of wrk (%(default)s)")
     args = parser.parse_args()
     need_wrk()
     overload(args.seconds, args.queue, args.connections)

@@ -19,13 +19,10 @@ from training.export import write_formats, write_manifest
 SECONDS = {"32-pixel PNG": 2, "256-pixel JPEG": 2, "12-megapixel JPEG": 5}  # of load
 HERE = "here"  # the environment that this runs in
 OURS = "ours, 8 bits"
-APP = load.own_server()[1:]
+APP = [*load.own_server()[1:], "--model", "{bundle}"]
 SERVERS = {  # name: (environment, command after its bin/)
     OURS: ("ours", ("python", *APP)),
-    "ours, 32 bits": (
-        "ours",
-        ("python", *APP, "--engine", "litert-float32", "--model", "{bundle}"),
-    ),
+    "ours, 32 bits": ("ours", ("python", *APP, "--engine", "litert-float32")),
     "ours, Keras": (HERE, ("python", *APP, "--engine", "keras")),
     "blog pattern": ("blog", ("python", "-m", "benchmarks.serving.rivals.blog", "{port}")),
     "LitServe": ("litserve", ("python", "-m", "benchmarks.serving.rivals.lit", "{port}")),
