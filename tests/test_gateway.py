@@ -344,7 +344,7 @@ def test_client_that_takes_no_answers_holds_a_limited_memory(monkeypatch):
         assert server.gateway.buffered_bytes == 0
 
 
-def test_full_queue_is_refused_at_once_and_told_when_to_come_back():
+def test_full_queue_is_refused_after_a_moment_and_told_when_to_come_back():
     leave = threading.Event()
 
     def wsgi(environ, start_response):
@@ -358,9 +358,11 @@ def test_full_queue_is_refused_at_once_and_told_when_to_come_back():
             client.sendall(request(b"x"))
         until(lambda: server.gateway.slots == 0)
         for _ in range(2):
+            began = time.monotonic()
             refused = ask(server.port, request(b"x"))
             assert code(refused) == "503 overloaded"
             assert refused[1]["Retry-After"] == "1"
+            assert time.monotonic() - began >= gateway.REFUSAL_DELAY  # or it could ask all the time
         # Another route is answered while all of /predict is busy.
         assert ask(server.port, request(path="/health", method="GET"))[0] == 200
         leave.set()
