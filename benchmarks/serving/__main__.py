@@ -1,5 +1,7 @@
 """This server beside others, with the same network: `python -m benchmarks.serving --venvs DIR`.
 
+Its default model, which is shown two views of a photo, is also measured with one, as others are.
+
 Each server is a process of its own on this machine, loaded by wrk (`apt install wrk`; one thread)
 with the form that curl sends. All are measured in turn, round after round, so that a slow minute
 of the machine affects all alike: ratios are taken within a round, and their median and spread are
@@ -14,10 +16,9 @@ from pathlib import Path
 
 from benchmarks.common import ROOT, command_line, publish
 from benchmarks.serving.load import need_wrk, pictures
-from training import import_keras
 
 PAGE = Path(__file__).with_name("README.md")
-CONNECTIONS = (1, 4, 16, 64)
+CONNECTIONS = (1, 16, 64)
 ROUNDS = 5
 
 
@@ -27,7 +28,6 @@ def main() -> None:
     parser.add_argument("--short", action="store_true", help="one round at 16 connections")
     args = parser.parse_args()
     need_wrk()
-    import_keras()
     from benchmarks.serving import comparison, report
     from benchmarks.serving.stages import stages
     from training import plots

@@ -1,5 +1,7 @@
 """Measure this server and others in turn, round after round."""
 
+import json
+import shutil
 import sys
 import tempfile
 import time
@@ -8,27 +10,22 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-import keras
-
 from benchmarks.serving import load
-from rest_api.bundle import load_bundle
+from rest_api.bundle import MANIFEST, load_bundle
 from rest_api.classifier import load_model
 from rest_api.settings import DEFAULT_MODEL
-from training.export import write_formats, write_manifest
 
 SECONDS = {"32-pixel PNG": 2, "256-pixel JPEG": 2, "12-megapixel JPEG": 5}  # of load
-HERE = "here"  # the environment that this runs in
-OURS = "ours, 8 bits"
-APP = [*load.own_server()[1:], "--model", "{bundle}"]
+OURS = "ours, one view"  # which does as much for a picture as the others
+APP = ["python", *load.own_server()[1:], "--model"]
 SERVERS = {  # name: (environment, command after its bin/)
-    OURS: ("ours", ("python", *APP)),
-    "ours, 32 bits": ("ours", ("python", *APP, "--engine", "litert-float32")),
-    "ours, Keras": (HERE, ("python", *APP, "--engine", "keras")),
-    "blog pattern": ("blog", ("python", "-m", "benchmarks.serving.rivals.blog", "{port}")),
-    "LitServe": ("litserve", ("python", "-m", "benchmarks.serving.rivals.lit", "{port}")),
+    OURS: ("ours", [*APP, "{bundle}"]),
+    "ours, as shipped": ("ours", [*APP, str(DEFAULT_MODEL)]),
+    "blog pattern": ("blog", ["python", "-m", "benchmarks.serving.rivals.blog", "{port}"]),
+    "LitServe": ("litserve", ["python", "-m", "benchmarks.serving.rivals.lit", "{port}"]),
     "BentoML": (
         "bentoml",
-        ("bentoml", "serve", "benchmarks.serving.rivals.bento:Classifier", "--port", "{port}"),
+        ["bentoml", "serve", "benchmarks.serving.rivals.bento:Classifier", "--port", "{port}"],
     ),
 }
 
@@ -55,12 +52,12 @@ def compare(
     """Measure all servers whose environment is in `venvs`, each once in each round."""
     result = Comparison([], [], {})
     with tempfile.TemporaryDirectory() as folder:
-        bundle = complete_bundle(Path(folder))
+        bundle = one_view(Path(folder, "bundle"))
         servers = {
             name: command for name in SERVERS if (command := command_of(name, venvs, bundle))
         }
         for number in range(rounds):
-            result.limits.append(throughput_without_http(images))
+            result.limits.append(throughput_without_http(bundle, images))
             result.rounds.append({})
             for name, command in servers.items():
                 measured = result.rounds[-1][name] = measure(command, images, connections)
@@ -69,28 +66,22 @@ def compare(
                     f"round {number + 1}: {name}, first response after {seconds:.2f} s", flush=True
                 )
     for name in servers:
-        result.installed[name] = installed_megabytes(environment_of(name, venvs))
+        result.installed[name] = installed_megabytes(venvs / SERVERS[name][0])
     return result
 
 
-def complete_bundle(folder: Path) -> Path:
-    """The shipped network in all formats; its 32-bit LiteRT file is too large to be shipped."""
-    network = keras.saving.load_model(DEFAULT_MODEL / "model.keras", compile=False)
-    manifest = load_bundle(DEFAULT_MODEL).manifest
-    write_formats(network, folder, manifest["input_size"])
-    write_manifest(folder, {k: v for k, v in manifest.items() if k not in ("schema", "files")})
+def one_view(folder: Path) -> Path:
+    """The default model in a new folder, shown pictures as the other servers show them."""
+    shutil.copytree(DEFAULT_MODEL, folder)
+    manifest = load_bundle(folder).manifest | {"views": [{"resize": "stretch"}]}
+    (folder / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
     return folder
-
-
-def environment_of(name: str, venvs: Path) -> Path:
-    environment, _ = SERVERS[name]
-    return Path(sys.prefix) if environment == HERE else venvs / environment
 
 
 def command_of(name: str, venvs: Path, bundle: Path) -> list[str]:
     """The command that starts a server; empty where its environment is missing."""
-    _, (program, *arguments) = SERVERS[name]
-    binary = environment_of(name, venvs) / "bin" / program
+    environment, (program, *arguments) = SERVERS[name]
+    binary = venvs / environment / "bin" / program
     if not binary.exists():
         print(f"{name} is left out: there is no {binary}", file=sys.stderr)
         return []
@@ -113,18 +104,18 @@ def measure(
     return measured
 
 
-def throughput_without_http(images: Mapping[str, bytes]) -> dict[str, float]:
+def throughput_without_http(bundle: Path, images: Mapping[str, bytes]) -> dict[str, float]:
     """Predictions per second of two processes that only classify, by input."""
     with ProcessPoolExecutor(2) as pool:
         return {
-            name: sum(pool.map(classify_for, [image] * 2, [SECONDS[name]] * 2))
+            name: sum(pool.map(classify_for, [bundle] * 2, [image] * 2, [SECONDS[name]] * 2))
             for name, image in images.items()
         }
 
 
-def classify_for(image: bytes, seconds: float) -> float:
+def classify_for(bundle: Path, image: bytes, seconds: float) -> float:
     """Predictions per second of one process."""
-    model = load_model(DEFAULT_MODEL)
+    model = load_model(bundle)
     predictions, start = 0, time.perf_counter()
     while time.perf_counter() - start < seconds:
         model.classify(image)

@@ -30,8 +30,8 @@ def sections(seen: Comparison, stages: Mapping[str, Mapping[str, float]]) -> lis
         "each. Medians of the rounds; of ratios, the least and the most too. Written by "
         "`python -m benchmarks.serving`.",
         "## Compared with others\n\nThe ratio of our throughput to the other server's, and of its "
-        f'median latency to ours ({OURS}). "refused": one of the two refused over a tenth of the '
-        "requests.",
+        f"median latency to ours ({OURS}: all show the network one view of a picture, but ours as "
+        'shipped two). "refused": one of the two refused over a tenth of the requests.',
         table(
             ["input, connections", "other", "throughput ratio", "median-latency ratio"],
             compared(seen.rounds),
@@ -43,7 +43,8 @@ def sections(seen: Comparison, stages: Mapping[str, Mapping[str, float]]) -> lis
         "## The limit\n\nTwo processes that do the same without HTTP, and what share of their "
         f"throughput the server reaches at {BUSY} connections:",
         table(["input", "requests/s without HTTP", "reached (%)"], share_of_limit(seen)),
-        "## Where the time goes\n\nMilliseconds of one request, alone in a process:",
+        "## Where the time goes\n\nMilliseconds of one request of the default model, as shipped, "
+        "alone in a process:",
         table(["input", *next(iter(stages.values()))], times),
         "## All figures\n\nErrors include refusals (503).",
         table(["input, connections", "server", *COLUMNS], all_figures(seen.rounds)),
