@@ -3,7 +3,7 @@
 Starts `rest_api/app.py` as a user does and prints the seconds until its first response, the
 milliseconds of one request after another on one connection, and of the network alone. With
 `--against BUNDLE`, prints instead how many times as long the default model takes for a 256-pixel
-JPEG as another one: two servers, asked in turn.
+JPEG as another one: two servers get requests in turn.
 """
 
 import http.client
