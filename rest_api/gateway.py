@@ -22,8 +22,8 @@ from rest_api.schema import classifying_route
 READ_TIMEOUT = 30.0  # seconds for a request to begin, to arrive, and for its answer to be taken
 STOP_TIMEOUT = 2.5  # the same, once the server stops
 QUEUE_TIMEOUT = 10.0  # seconds that a request waits for its turn
-# Seconds until a request that finds the queue full is refused. Clients that ask again at once would
-# otherwise take the time, and every free place, from those that wait.
+# Seconds until a request that finds the queue full is refused. Clients that retry at once would
+# otherwise take the time, and every free place in the queue, from those that wait.
 REFUSAL_DELAY = 0.05
 MAX_BUFFERED = 128 * 2**20  # bytes of requests until they are answered, of answers until taken
 PATIENCE = 10.0  # seconds that a client may keep them in memory where there is too little
