@@ -17,6 +17,11 @@ def test_triangle_stays_at_its_end():
     assert [float(schedule(step)) for step in (100, 110)] == pytest.approx([0.5, 0.5])
 
 
+def test_triangle_goes_on_at_another_rate_after_its_steps():
+    schedule = Triangle(peak=10.0, steps=100, start=1, top=0, end=0, after=0.25)
+    assert [float(schedule(step)) for step in (99, 100, 110)] == pytest.approx([0.1, 2.5, 2.5])
+
+
 def test_triangle_without_a_rise_falls_from_the_start():
     schedule = Triangle(peak=1.0, steps=10, start=1, top=0, end=0)
     assert [float(schedule(step)) for step in (0, 5, 10, 12)] == pytest.approx([1, 0.5, 0, 0])

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import keras
 import numpy as np
 import pytest
+from keras.layers import BatchNormalization
 
 from tests.support import ROOT
 from training import metrics
@@ -288,6 +289,36 @@ def test_lookahead_averages_in_its_last_epochs_alone(quick, data, tmp_path):
     assert any(
         not np.array_equal(a, b) for a, b in zip(weights["without"], weights["late"], strict=True)
     )
+
+
+def test_averaged_network_has_the_mean_weights_of_the_last_steps(
+    quick, data, tmp_path, monkeypatch
+):
+    recipe = replace(quick, network=partial(vgg, 1), batch_size=16, averaged=0.5)  # of 12 steps
+    monkeypatch.setattr(train, "AVERAGE_EVERY", 2)
+    taken, take_in = [], train.take_in
+
+    def recorded(average: list[np.ndarray], network: keras.Model, share: float) -> None:
+        taken.append((int(network.optimizer.iterations), network.get_weights()))
+        take_in(average, network, share)
+
+    monkeypatch.setattr(train, "take_in", recorded)
+    network, _ = train.train(recipe, data, None, tmp_path, epochs=3)
+    assert [step for step, _ in taken] == [8, 10, 12]
+    means = [np.mean(each, 0) for each in zip(*(weights for _, weights in taken), strict=True)]
+    for expected, found in zip(means, network.get_weights(), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_statistics_of_batch_norm_are_those_of_the_batches(data):
+    network = vgg(1, batch_norm=True)
+    first = next(each for each in network.layers if isinstance(each, BatchNormalization))
+    batches = [(data[0][start : start + 16], data[1]) for start in (0, 16, 32)]
+    train.set_statistics(network, iter(batches))
+    before = keras.Model(network.inputs, first.input)  # (48, 32, 32, 32)
+    activations = before(np.concatenate([images for images, _ in batches])).numpy()
+    np.testing.assert_allclose(first.moving_mean, activations.mean((0, 1, 2)), rtol=1e-4)
+    assert first.momentum == 0.99
 
 
 @pytest.mark.parametrize("share", [0.25, 1])

@@ -9,16 +9,29 @@ from keras import ops
 
 
 class Triangle(keras.optimizers.schedules.LearningRateSchedule):
-    """Linear from `start` x peak up to the peak, then linear down to `end` x peak, and constant."""
+    """Linear from `start` x peak up to the peak, then linear down to `end` x peak.
 
-    def __init__(self, peak: float, steps: int, start: float, top: float, end: float):
+    After `steps` steps it is constant: `after` x peak, or where that is None, `end` x peak.
+    """
+
+    def __init__(
+        self,
+        peak: float,
+        steps: int,
+        start: float,
+        top: float,
+        end: float,
+        after: float | None = None,
+    ):
         self.peak, self.steps, self.start, self.top, self.end = peak, steps, start, top, end
+        self.after = end if after is None else after
 
     def __call__(self, step: Tensor | int) -> Tensor:
         progress = ops.cast(step, "float32") / self.steps
         up = self.start + (1 - self.start) * progress / max(self.top, 1e-9)
         down = 1 - (1 - self.end) * (progress - self.top) / (1 - self.top)
-        return self.peak * ops.where(progress < self.top, up, ops.maximum(down, self.end))
+        then = ops.where(progress < 1, down, self.after)
+        return self.peak * ops.where(progress < self.top, up, then)
 
     def get_config(self) -> dict[str, Any]:
         return dict(vars(self))

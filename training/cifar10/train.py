@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from math import ceil, inf
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras.layers import BatchNormalization
 from tqdm import tqdm
 
 from training import augment, metrics, plots
@@ -37,6 +39,8 @@ from training.cifar10.recipes import Recipe
 from training.files import replacing
 from training.precision import fastest_dtype, on_accelerator
 
+AVERAGE_EVERY = 5  # steps
+STATISTICS_BATCHES = 20  # of which BatchNorm's statistics are taken for averaged weights
 STEPS_IN_A_GRAPH = 8  # on an accelerator, where Python's part of each step counts
 HISTORY, CURVES, RESULT = "history.csv", "curves.png", "result.json"
 
@@ -69,7 +73,8 @@ def train(
     total_steps = steps_in(epochs, steps_per_epoch)
 
     network = build(recipe, images, seed, steps_per_epoch, epochs)
-    averages = {"lookahead": network.get_weights()} if recipe.lookahead else {}
+    kept = {"lookahead": recipe.lookahead, "mean": recipe.averaged}
+    averages = {name: network.get_weights() for name, wanted in kept.items() if wanted}
     settings = {"seed": seed, "epochs": epochs, "images": len(images), "dtype": recipe.dtype}
     state = TrainState(settings)
     run.mkdir(parents=True, exist_ok=True)
@@ -79,6 +84,7 @@ def train(
     first, before = state.epoch, state.seconds
 
     begin = total_steps - recipe.lookahead_epochs * steps_per_epoch
+    averaged = max(1, round(recipe.averaged * total_steps / AVERAGE_EVERY))  # sets of weights
     ends: list[float] = []  # of the epoch's steps
 
     def after_step() -> None:
@@ -87,6 +93,9 @@ def train(
             # Before, the average is the weights themselves.
             done = state.step / total_steps if state.step > begin else 0
             look_ahead(network, averages["lookahead"], done)
+        to_come, rest = divmod(total_steps - state.step, AVERAGE_EVERY)
+        if recipe.averaged and to_come < averaged and not rest:
+            take_in(averages["mean"], network, 1 / (averaged - to_come))
         ends.append(time.perf_counter())
         bar.update(batch_size)
 
@@ -103,15 +112,25 @@ def train(
             unknown = (augment.resize(others[0], size), others[1]) if others else None
         shown = outliers.draw(known, unknown, drawn, epoch, seed) if unknown else known
         augmentation = augmentation_of_epoch(recipe, epoch, epochs)
-        batches = batches_of_epoch(
-            *shown, augmentation, batch_size, epoch, seed, image_size, network.output_shape[-1]
+        make_batches = partial(
+            batches_of_epoch,
+            *shown,
+            augmentation,
+            batch_size,
+            epoch,
+            seed,
+            image_size,
+            network.output_shape[-1],
         )
         bar.set_description(f"epoch {epoch + 1}/{ceil(epochs)}")
         steps = min(steps_per_epoch, total_steps - state.step)
         ends.clear()
-        figures = train_steps(network, batches, steps, after_step, bar)
+        figures = train_steps(network, make_batches(), steps, after_step, bar)
         if recipe.lookahead and state.step == total_steps:
             network.set_weights(averages["lookahead"])
+        if recipe.averaged and state.step == total_steps:
+            network.set_weights(averages["mean"])
+            set_statistics(network, islice(make_batches(), STATISTICS_BATCHES))
 
         figures |= validate(network, validation) if validation else {}
         state.epoch = epoch + 1
@@ -274,6 +293,28 @@ def augmentation_of_epoch(recipe: Recipe, epoch: int, epochs: float) -> Augmenta
     return replace(recipe.augmentation, rotation=0, shift=0)
 
 
+def take_in(average: list[np.ndarray], network: keras.Model, share: float) -> None:
+    """Take the weights into their running `average`, of which they become the fraction `share`."""
+    for i, weight in enumerate(network.get_weights()):
+        average[i] = (1 - share) * average[i] + share * weight
+
+
+def set_statistics(network: keras.Model, batches: Iterator[Split]) -> None:
+    """Set BatchNorm's moving statistics to their mean over batches.
+
+    Those of averaged weights are not the average of statistics (Izmailov et al. 2018,
+    arXiv:1803.05407, which averages weights at a constant learning rate, too).
+    """
+    norms = [each for each in network.layers if isinstance(each, BatchNormalization)]
+    momenta = [norm.momentum for norm in norms]
+    for number, (images, _) in enumerate(batches, start=1):
+        for norm in norms:
+            norm.momentum = 1 - 1 / number  # the running mean of all so far
+        network(images, training=True)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+
+
 def look_ahead(network: keras.Model, average: list[np.ndarray], done: float) -> None:
     """Take the weights into their running `average`, and set them to it.
 
@@ -281,9 +322,7 @@ def look_ahead(network: keras.Model, average: list[np.ndarray], done: float) -> 
     the fraction of training done. Lookahead is Zhang et al. 2019 (arXiv:1907.08610), the cubic
     schedule airbench's.
     """
-    keep = 0.95**5 * done**3
-    for i, weight in enumerate(network.get_weights()):
-        average[i] = keep * average[i] + (1 - keep) * weight
+    take_in(average, network, 1 - 0.95**5 * done**3)
     network.set_weights(average)
 
 

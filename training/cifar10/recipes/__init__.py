@@ -32,6 +32,7 @@ class Recipe:
     label_smoothing: float = 0.0
     lookahead: int = 0  # steps between two averagings of the weights; 0 for none
     lookahead_epochs: float = inf  # at the end, in which the weights are averaged
+    averaged: float = 0.0  # the last fraction of training: the network gets their mean weights
     resolution: Mapping[int, int] = field(default_factory=lambda: {0: 32})  # {from epoch: pixels}
     # {layer: epoch from which the optimizer leaves it alone}: no gradient is computed for it then.
     frozen: Mapping[str, int] = field(default_factory=dict)

@@ -17,14 +17,22 @@ from training.cifar10.networks import initialise, residual_vgg
 from training.cifar10.recipes import Recipe
 from training.optimizers import AirbenchMuon, Triangle
 
-EPOCHS = 70
+EPOCHS = 70  # with a learning rate that falls to zero
+AVERAGED = 24  # more, at a constant rate, whose weights are averaged
 BATCH = 1000  # images
 WIDTHS = (48, 144, 288)  # filters of the three blocks
 
 
 def optimizer(steps_per_epoch: int, epochs: float) -> AirbenchMuon:
     return AirbenchMuon(
-        Triangle(peak=6.5, steps=int(steps_per_epoch * epochs), start=0.2, top=0.03, end=0),
+        Triangle(
+            peak=6.5,
+            steps=int(steps_per_epoch * epochs * EPOCHS / (EPOCHS + AVERAGED)),
+            start=0.2,
+            top=0.03,
+            end=0,
+            after=0.25,
+        ),
         batch_size=BATCH,
         filter_rate=0.18,  # of the convolutions, at the peak
         filter_momentum=0.6,
@@ -36,7 +44,8 @@ recipe = Recipe(
     network=partial(residual_vgg, WIDTHS, classes=outliers.CLASSES),
     initialise=initialise,
     optimizer=optimizer,
-    epochs=EPOCHS,
+    epochs=EPOCHS + AVERAGED,
+    averaged=AVERAGED / (EPOCHS + AVERAGED),
     batch_size=BATCH,
     augmentation=Augmentation(
         flip="alternating",
