@@ -63,6 +63,8 @@ def test_card_says_what_the_bundle_cannot_do():
     without = {key: value for key, value in manifest.items() if key not in ("ood", "uncertainty")}
     assert "sees one of its classes in every picture" in card(without, [])
     assert "no threshold for the probability" in card(without, [])
+    assert "Both together" in text
+    assert "Both together" not in card(without, [])
 
 
 def test_network_with_weights_of_others_carries_their_notice():

@@ -363,7 +363,9 @@ def test_command_exports_a_run_and_prints_a_line_that_a_shell_can_take(small_cif
     assert done.returncode == 0, done.stderr
     line = shlex.split(done.stdout.splitlines()[-1])
     assert line[-2:] == ["--model", str(bundle)]
-    assert load_bundle(bundle).version == f"{datetime.date.today()}-run-final"
+    exported = load_bundle(bundle)
+    digest = exported.manifest["files"][exported.engine]["sha256"]
+    assert exported.version == f"{datetime.date.today()}-run-final-{digest[:8]}"
     assert (
         "which run was not trained on" in load_bundle(bundle).manifest["calibration"]["fitted_on"]
     )

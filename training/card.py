@@ -123,7 +123,9 @@ def others_of(manifest: Mapping[str, Any]) -> list[str]:
         if "uncertainty" in manifest
         else "It has no threshold for the probability of the best class."
     )
-    return [known, f"{unsure} Both together are why not all known photos are answered."]
+    if "ood" in manifest and "uncertainty" in manifest:
+        unsure += " Both together are why not all known photos are answered."
+    return [known, unsure]
 
 
 def table(rows: Sequence[Row]) -> str:

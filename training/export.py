@@ -249,6 +249,10 @@ def export(
             (folder / FILENAMES[each]).unlink()
         kept = {each: accuracy[each] for each in FILENAMES if each in {engine, *engines}}
         measured = {**description["accuracy"], "images": len(labels), **kept}
+        # Two networks of one day differ in their versions, too.
+        digest = hashlib.sha256((folder / FILENAMES[engine]).read_bytes()).hexdigest()
+        version = f"{description['version']}-{digest[:8]}"
+        description = {**description, "version": version}
         write_manifest(folder, {**description, "engine": engine, "accuracy": measured})
 
 

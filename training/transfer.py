@@ -15,7 +15,15 @@ import training
 from rest_api.bundle import FILENAMES, BundleError, View
 from rest_api.settings import int_between
 from training.export import ExportError, parse_view
+from training.photos import COVERAGE
 from training.photos.backbones import BACKBONES, DEFAULT, WeightsError
+
+
+def fraction(text: str) -> float:
+    """A number above 0 and below 1, of the command line."""
+    if not 0 < float(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0 and below 1")
+    return float(text)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -44,6 +52,8 @@ def parse_arguments() -> argparse.Namespace:
         help="whose files to keep beside the one that is served (all)",
     )
     add("--saved-model", action="store_true", help="also write a TensorFlow SavedModel")
+    answered = "fraction of known photos that is answered; more also answers more of other things"
+    add("--coverage", type=fraction, default=COVERAGE, help=f"{answered} (%(default)s)")
     add("--no-tuning", action="store_false", dest="tuning", help="train the head only")
     about = (
         "of a Ray cluster for the features, or for what --compare names: local, auto or HOST:PORT"

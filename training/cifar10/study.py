@@ -125,7 +125,9 @@ LESS = {
 crops = replace(
     street.recipe,
     network=partial(residual_vgg, street.WIDTHS),
+    optimizer=partial(street.optimizer, falling=1),
     epochs=4,
+    averaged=0,
     resolution={0: 24, 3: 32},
     augmentation=fast94.recipe.augmentation,
     outliers=0,

@@ -26,7 +26,7 @@ from training.card import card, write_card
 from training.checkpoint import versions
 from training.export import calibrate, export, refuse_other_folder
 from training.ood import log_odds, mahalanobis
-from training.photos import head, inspect, tuning
+from training.photos import COVERAGE, head, inspect, tuning
 from training.photos.backbones import BACKBONES, DEFAULT, load_backbone
 from training.photos.features import (
     VIEWS,
@@ -42,9 +42,6 @@ from training.photos.report import examine, write_report
 
 CALIBRATION = 100  # training photos that the ranges of integers are taken from
 MAX_COMPARED = 500  # test photos on which the exported formats are compared
-# Of the photos, the fraction that is answered. Photos from elsewhere pass less often than these;
-# at 97 % few more photos of other things pass than at 95 %.
-COVERAGE = 0.97
 FOLDS = 5  # of the photos on which thresholds are fitted
 BACKGROUND = "(background)"  # the label of photos that belong to no class
 
@@ -102,6 +99,7 @@ class Task:
     image_size: int
     views: tuple[View, ...]  # of a photo when it is served; the first one's policy is trained with
     tuning: bool
+    coverage: float  # of the known photos, the fraction that is answered
     seed: int
     runs: Path
     compute: Compute = compute  # features
@@ -197,7 +195,7 @@ def calibrate_unseen(
     logits, scores, class_ids = map(np.concatenate, zip(*outputs, strict=True))
     how = "validation" if tuned else "training and validation"
     fitted_on = f"{len(class_ids):,} {how} photos, by networks that had not seen them"
-    return calibrate(logits, class_ids, fitted_on, scores, score_name(dataset), COVERAGE)
+    return calibrate(logits, class_ids, fitted_on, scores, score_name(dataset), task.coverage)
 
 
 def apart(photos: Sequence[Photo], fold: int, seed: int) -> tuple[list[Photo], list[Photo]]:
@@ -306,6 +304,7 @@ def transfer(
     others: Sequence[Path] = (),
     source: str = "",
     tuning: bool = True,
+    coverage: float = COVERAGE,
     engines: Sequence[Engine] = tuple(FILENAMES),
     saved_model: bool = False,
     seed: int = 0,
@@ -315,7 +314,8 @@ def transfer(
     """Train on a folder of photos, write the bundle with its card and, in `runs`, a report.
 
     `background` is trained with as what is of no class, `others` are folders of such photos that
-    measure what is made of them. `source` is what the card says of the photos' origin, `compute`
+    measure what is made of them. `coverage` is the fraction of known photos that the thresholds
+    let pass. `source` is what the card says of the photos' origin, `compute`
     what computes features. Returns the report's figures and its plots by caption. Raises
     PhotosError, WeightsError, RunError and ExportError; then no bundle is written.
     """
@@ -328,7 +328,7 @@ def transfer(
     keras.utils.set_random_seed(seed)  # for weights and dropout of the backbone
     maps = load_backbone(backbone, weights, width=width)
     image_size = image_size or BACKBONES[backbone].image_size
-    task = Task(dataset, maps, image_size, tuple(views), tuning, seed, runs, compute)
+    task = Task(dataset, maps, image_size, tuple(views), tuning, coverage, seed, runs, compute)
     selection = select(task)
     network = fit(task, selection)
     compared = dataset.photos("test")[:MAX_COMPARED]
