@@ -16,7 +16,7 @@ from training.cifar10.data import LABELS, DataError, load_cifar10
 
 FOLDER = Path(__file__).parents[1] / "rest_api" / "static" / "examples"
 SIDE = 256
-POSITIONS = {206: "airplane", 82: "automobile", 2831: "cat", 102: "frog", 54: "ship"}  # test images
+POSITIONS = {206: "airplane", 82: "automobile", 1280: "cat", 102: "frog", 54: "ship"}  # test images
 
 
 def enlarged(directory: Path | None) -> Iterator[tuple[str, Image.Image]]:

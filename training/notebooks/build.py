@@ -47,7 +47,10 @@ def main() -> None:
     parser.add_argument(
         "names", nargs="*", metavar="NAME", default=FOLDERS, help=", ".join(FOLDERS)
     )
-    for name in parser.parse_args().names:
+    names = parser.parse_args().names
+    if unknown := set(names) - set(FOLDERS):
+        parser.error(f"no notebook is called {', '.join(sorted(unknown))}")
+    for name in names:
         build(name)
 
 
