@@ -321,7 +321,9 @@ def test_photos_like_the_background_are_uncertain(photos, tmp_path, monkeypatch)
 def task_of(photos: Path, runs: Path, seed: int = 0, *, fine_tune: bool = True) -> transfer.Task:
     """A task of the small backbone, on the split of seed 0."""
     _, dataset = transfer.gather(photos, None, 0)
-    return transfer.Task(dataset, small_backbone(), SIDE, (View("stretch"),), fine_tune, 0.97, seed, runs)
+    return transfer.Task(
+        dataset, small_backbone(), SIDE, (View("stretch"),), fine_tune, 0.97, seed, runs
+    )
 
 
 def test_features_of_served_views_are_those_of_what_the_server_shows(photos, tmp_path):

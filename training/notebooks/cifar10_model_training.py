@@ -366,9 +366,9 @@ plots.show(plots.dots(on_photos, "crops", error, label), "street_training")
 # all four rows are within one standard error, and on CIFAR-10 boxes cost a little. Augmentation
 # pays late, if at all. Outliers pay at once: the AUROC against photos of other things rises from
 # 0.79 to 0.93, and the ten classes lose nothing. What helps the photos of the ten classes is a
-# longer training, by eight points. Averaging helps the other things: before it, after 70 epochs, the
-# same network had an AUROC of 0.948 and was right on as many photos. Weights around which the loss is
-# flat suit images that are a little unlike the training images
+# longer training, by eight points. Averaging helps against other things: before it, after 70
+# epochs, the same network had an AUROC of 0.948 and was right on about as many photos. Weights
+# around which the loss is flat suit images that are a little unlike the training images
 # ([Cha et al. 2021](https://arxiv.org/abs/2102.08604)).
 
 # %% [markdown]
@@ -437,9 +437,10 @@ matrix = np.array(figures["street-seed0-final"]["confusion"])
 plots.show(plots.confusion(matrix, LABELS), "confusion_photos")
 
 # %% [markdown]
-# **Conclusion**: birds, frogs and horses are the hardest classes. A bird in flight, or far away, is a
-# few pixels, and may as well be a cat, a dog or a plane; horses become dogs, frogs birds. Cats and
-# dogs are exchanged, as on the test set. What so few pixels do not show, no training brings back.
+# **Conclusion**: birds, frogs and horses are the hardest classes. A bird in flight, or far away, is
+# a few pixels, and may as well be a cat, a dog or a plane; horses become dogs, frogs birds. Cats
+# and dogs are exchanged, as on the test set. What so few pixels do not show, no training brings
+# back.
 
 # %% [markdown]
 # ## Where it looked
