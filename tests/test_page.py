@@ -13,6 +13,9 @@ from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import Locator, Page, expect
 
+from rest_api.bundle import load_bundle
+from rest_api.classifier import load_model
+from rest_api.forms import percent
 from rest_api.predict import csv_header
 from rest_api.settings import DEFAULT_MODEL
 from tests.support import FROG, ROOT, rename, server
@@ -81,25 +84,32 @@ def choose(page: Page, *files: Path) -> None:
     expect(page.locator("#status")).to_have_text(re.compile("classified"))
 
 
+def said(picture: Path) -> str:
+    """What the default model says of a picture, as the page puts it."""
+    ((label, share),) = load_model(DEFAULT_MODEL).classify(picture.read_bytes(), top=1).classes
+    return f"{label}, {percent(share)}"
+
+
 def button(page: Page, name: str) -> Locator:
     return page.get_by_role("button", name=name, exact=True)
 
 
 def test_chosen_picture_is_classified_at_once(page):
     choose(page, FROG)
-    expect(page.locator(".verdict")).to_have_text("frog, 99.9 %")
+    expect(page.locator(".verdict")).to_have_text(said(FROG))
     expect(page.locator(".took")).to_have_text(re.compile(r"^cifar10, \d+(\.\d)? m?s$"))
     assert page.locator("progress").first.get_attribute("value").startswith("0.99")
     image = page.locator(".card img").evaluate("i => [i.naturalWidth, i.width, i.height]")
     assert image[0] == 256
     assert min(image[1:]) > 150
-    expect(page.locator("#status")).to_have_text("1 picture classified: frog, 99.9 %")
+    expect(page.locator("#status")).to_have_text(f"1 picture classified: {said(FROG)}")
 
 
 def test_classes_of_no_probability_have_no_bars(page):
     choose(page, FROG)
     expect(page.locator(".bars li")).to_have_count(1)
-    expect(page.locator(".others")).to_have_text("the other 9: 0.1 %")
+    frog = load_model(DEFAULT_MODEL).classify(FROG.read_bytes(), top=1).classes[0][1]
+    expect(page.locator(".others")).to_have_text(f"the other 9: {percent(1 - frog)}")
 
 
 def test_answer_of_little_probability_is_only_probable(page):
@@ -126,12 +136,12 @@ def test_many_files_are_answered_each_and_errors_in_the_words_of_the_api(page, t
     choose(page, FROG, EXAMPLES / "cat.jpg", tmp_path / "no image.txt")
     expect(page.locator("#status")).to_have_text("1 of 3 pictures could not be classified")
     verdicts = page.locator(".verdict")
-    expect(verdicts.nth(0)).to_have_text("frog, 99.9 %")
-    expect(verdicts.nth(1)).to_have_text("Probably cat, 49.3 %")
+    expect(verdicts.nth(0)).to_have_text(said(FROG))
+    expect(verdicts.nth(1)).to_have_text(f"Probably {said(EXAMPLES / 'cat.jpg')}")
     expect(verdicts.nth(2)).to_contain_text("not an image in one of the formats JPEG, PNG")
     expect(page.locator(".card").nth(2)).to_have_class(re.compile("failed"))
     expect(page.locator(".card").nth(2).locator(".bars li")).to_have_count(0)
-    assert page.locator(".card").nth(1).locator(".bars li").count() == 5
+    assert page.locator(".card").nth(1).locator(".bars li").count() > 1
 
 
 def test_pictures_keep_their_order_whichever_is_answered_first(page):
@@ -170,7 +180,7 @@ def drop(page: Page, event: str, target: str, source: Path) -> None:
 def test_dropped_or_pasted_picture_is_taken(page, event):
     drop(page, event, "#drop", FROG)
     expect(page.locator(".card .name")).to_have_text("frog.jpg")
-    expect(page.locator(".verdict")).to_have_text("frog, 99.9 %")
+    expect(page.locator(".verdict")).to_have_text(said(FROG))
 
 
 def test_examples_are_classified_at_a_click(page):
@@ -219,7 +229,7 @@ def test_everything_can_be_done_by_keyboard(page):
     assert focused(page, "id") == "classify"
     tab_to(page, "Enlarge frog.jpg")
     page.keyboard.press("Enter")
-    expect(page.get_by_role("dialog")).to_contain_text("frog, 99.7 %")
+    expect(page.get_by_role("dialog")).to_contain_text(said(EXAMPLES / "frog.jpg"))
     page.keyboard.press("Escape")
     expect(page.get_by_role("dialog")).to_have_count(0)
     assert focused(page, "className") == "picture"
@@ -284,8 +294,10 @@ def test_photo_of_nothing_that_the_model_knows_is_none_of_its_classes(page):
 
 
 def test_card_of_a_model_is_shown_or_else_its_figures(page):
+    bundle = load_bundle(DEFAULT_MODEL)
+    right = re.escape(percent(bundle.manifest["accuracy"][bundle.engine]))
     expect(page.locator("#more")).to_have_text(
-        re.compile(r"^Right on 95\.0 % of the CIFAR-10 test set, 10,000 images\. Version .+\.$")
+        re.compile(rf"^Right on {right} of the CIFAR-10 test set, 10,000 images\. Version .+\.$")
     )
     expect(page.get_by_role("link", name="About this model")).to_have_count(0)
     page.get_by_label("Model", exact=True).select_option("unsure")
@@ -344,7 +356,7 @@ def test_phone_takes_photos_by_its_own_camera_application(browser, address):
     expect(page.locator("label[for=camera]")).to_be_visible()
     expect(page.locator("#webcam")).to_be_hidden()
     page.set_input_files("#camera", FROG)
-    expect(page.locator(".verdict")).to_have_text("frog, 99.9 %")
+    expect(page.locator(".verdict")).to_have_text(said(FROG))
     context.close()
 
 
@@ -363,7 +375,7 @@ def test_it_says_when_the_server_cannot_be_reached_and_asks_again(page):
     expect(page.locator(".verdict")).to_have_text(re.compile("cannot be reached"))
     expect(page.locator("#status")).to_have_text("1 picture could not be classified")
     button(page, "Classify again").click()
-    expect(page.locator(".verdict")).to_have_text("frog, 99.9 %")
+    expect(page.locator(".verdict")).to_have_text(said(FROG))
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -441,8 +453,8 @@ def test_without_javascript_a_form_is_answered_by_a_page(plain_page):
     expect(page.get_by_text("Choose pictures")).to_be_hidden()
     page.get_by_label("A picture").set_input_files(EXAMPLES / "cat.jpg")
     button(page, "Classify with cifar10").click()
-    expect(page.get_by_role("heading")).to_have_text("Probably cat, 49.3 %")
-    expect(page.locator(".bars li")).to_have_count(5)
+    expect(page.get_by_role("heading")).to_have_text(f"Probably {said(EXAMPLES / 'cat.jpg')}")
+    assert page.locator(".bars li").count() > 1
     expect(page.locator(".took")).to_have_text(re.compile(r"^cifar10 answered in \d+ ms\.$"))
     page.get_by_role("link", name="Another picture").click()
     page.get_by_label("A picture").set_input_files(FROG)
@@ -534,7 +546,7 @@ def test_page_of_a_guarded_server_asks_for_the_key_then_offers_its_models(guarde
     page.get_by_label("API key").fill("open-sesame")
     page.keyboard.press("Tab")
     expect(page.get_by_label("Model", exact=True)).to_be_visible()
-    expect(page.locator(".verdict")).to_have_text("frog, 99.9 %")
+    expect(page.locator(".verdict")).to_have_text(said(FROG))
     page.get_by_label("Model", exact=True).select_option("other")
     expect(page.locator(".took")).to_have_text(re.compile("^other, "))
     page.get_by_role("link", name="About this model").click()

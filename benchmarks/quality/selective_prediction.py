@@ -36,11 +36,13 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=DEFAULT_MODEL, help="bundle (%(default)s)")
     parser.add_argument("--data", help="directory of cifar-10-batches-py, default $CIFAR10_DIR")
     args = parser.parse_args()
-    from training.cifar10.data import DataError, load_cifar10
+    from training.cifar10.data import LABELS, DataError, load_cifar10
     from training.evaluate import in_batches, views_of
 
     try:
         model = load_model(args.model)
+        if model.bundle.labels != LABELS:
+            sys.exit(f"error: {args.model} does not tell CIFAR-10's classes apart.")
         _, (images, labels) = load_cifar10(args.data)
     except (BundleError, DataError) as error:
         sys.exit(f"error: {error}")
