@@ -5,7 +5,7 @@ Every array stands under its own name:
     state             JSON of a TrainState
     weights/PATH      the network's variables, by their paths in Keras
     optimizer/PATH    the optimizer's
-    GROUP/PATH        other values of the weights: `lookahead` or `best`
+    GROUP/PATH        other values of the weights: `lookahead`, `mean` or `best`
 """
 
 import json
