@@ -394,7 +394,8 @@ def test_fractional_epochs_end_within_an_epoch(quick, data, tmp_path):
 
 
 def test_final_weights_of_lookahead_are_the_averaged_ones(data, tmp_path):
-    network, _ = train.train(recipes.load("airbench94"), data, None, tmp_path, epochs=2)
+    recipe = replace(recipes.load("airbench94"), dtype="float32")
+    network, _ = train.train(recipe, data, None, tmp_path, epochs=2)
     with np.load(tmp_path / "checkpoint.npz") as stored:
         averages = [name for name in stored.files if name.startswith("lookahead/")]
         assert len(averages) == len(network.weights)

@@ -444,6 +444,26 @@ def test_early_stopping_ends_at_the_best_epoch(photos, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+def test_thresholds_let_the_fraction_of_known_photos_pass_that_is_wanted(photos, tmp_path):
+    task = task_of(photos, tmp_path, fine_tune=False)
+    penalty = head.PENALTIES[0]
+    thresholds = {}
+    for coverage in (0.6, 0.97):
+        _, said = transfer.calibrate_unseen(replace(task, coverage=coverage), penalty, None)
+        assert said["ood"]["coverage"] == coverage
+        thresholds[coverage] = said["ood"]["threshold"]
+    assert thresholds[0.6] > thresholds[0.97]
+
+
+@pytest.mark.parametrize("coverage", ["0", "1", "1.2", "nan", "most"])
+def test_coverage_that_is_no_fraction_is_refused(monkeypatch, capsys, coverage):
+    monkeypatch.setattr("sys.argv", ["transfer", "photos", "--coverage", coverage])
+    with pytest.raises(SystemExit, match="2"):
+        command.parse_arguments()
+    assert "--coverage" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_final_network_is_trained_on_the_validation_photos_too(photos, tmp_path, monkeypatch):
     task, shown = task_of(photos, tmp_path, fine_tune=False), []
 

@@ -47,7 +47,7 @@ REGULARISATION = {
     ),
 }
 
-fast = replace(airbench94.recipe, epochs=6, resolution={0: 24, 4: 32}, dtype="auto")
+fast = replace(airbench94.recipe, epochs=6, resolution={0: 24, 4: 32})
 TRICKS = {
     "fast": fast,
     "fast-without-whitening": replace(fast, initialise=partial(initialise, whitening=False)),
