@@ -26,7 +26,7 @@ from httptools import (
 from rest_api.errors import RequestError
 
 if TYPE_CHECKING:
-    from rest_api.gateway import Gateway
+    from rest_api.gateway import Gateway, Job
 
 MAX_HEAD = 64 * 2**10  # bytes of a request that are not its body: head, frames of chunks
 CHUNK = 64  # bytes of memory that a chunk of a body takes besides its content
@@ -72,6 +72,7 @@ class Connection(asyncio.Protocol):
         self.keep = -1  # bytes of a body that are kept; -1 until the head has come
         self.chunks: list[bytes] = []
         self.size = 0  # bytes of the body so far, kept or not
+        self.place: list[Job] = []  # in the queue: holds its job until a thread takes that
 
     # Called by asyncio.
 

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 from wsgiref.types import WSGIApplication, WSGIEnvironment
@@ -39,7 +40,7 @@ class Job(NamedTuple):
 
     connection: Connection
     deadline: float  # for its turn
-    done: Callable[[Connection, Answer], None]  # to be called on the event loop
+    slots: int  # that it takes
 
 
 class Gateway:
@@ -133,6 +134,9 @@ class Gateway:
     def disconnected(self, connection: Connection) -> None:
         self.connections.discard(connection)
         self.waiting.pop(connection, None)
+        with suppress(IndexError):  # a thread has come to it, or it asked for nothing
+            self.slots += connection.place.pop().slots
+            connection.begin()
         if connection.state is not State.ANSWERING:  # else the request is still in memory
             self.hold(connection, 0)
 
@@ -170,44 +174,45 @@ class Gateway:
     def take(self, connection: Connection) -> None:
         """Have a thread answer a request that has arrived whole."""
         self.waiting.pop(connection, None)
-        deadline = time.monotonic() + QUEUE_TIMEOUT
         classifies = classifying_route(connection.environ["PATH_INFO"])
         if not connection.fits():
             connection.send(self.refusal(overloaded(), connection.environ))
         elif classifies and not self.slots:
             refusal = self.refusal(overloaded(), connection.environ)
             self.loop.call_later(REFUSAL_DELAY, connection.send, refusal)
-        elif not classifies:
-            self.others.put(Job(connection, deadline, Connection.send))
         else:
-            self.slots -= 1
-            self.predictions.put(Job(connection, deadline, self.predicted))
+            job = Job(connection, time.monotonic() + QUEUE_TIMEOUT, 1 if classifies else 0)
+            self.slots -= job.slots
+            connection.place = [job]
+            (self.predictions if classifies else self.others).put(connection.place)
 
-    def predicted(self, connection: Connection, answer: Answer) -> None:
-        self.slots += 1
-        connection.send(answer)
+    def done(self, job: Job, answer: Answer) -> None:
+        self.slots += job.slots
+        job.connection.send(answer)
 
-    def start_threads(self, threads: int, name: str) -> SimpleQueue[Job]:
-        """Start threads that do the jobs of the queue returned.
+    def start_threads(self, threads: int, name: str) -> SimpleQueue[list[Job]]:
+        """Start threads that do the jobs in the places of the queue returned.
 
-        A ThreadPoolExecutor would do the same, and take a twentieth of the server's time for it.
+        A place whose client has gone meanwhile is empty: it keeps no other client out. A
+        ThreadPoolExecutor would do the same, and take a twentieth of the server's time for it.
         """
-        jobs: SimpleQueue[Job] = SimpleQueue()
+        places: SimpleQueue[list[Job]] = SimpleQueue()
 
         def work() -> None:
             while True:
-                job = jobs.get()
+                try:
+                    job = places.get().pop()
+                except IndexError:
+                    continue
                 answer = self.answer(job)
-                self.loop.call_soon_threadsafe(job.done, job.connection, answer)
+                self.loop.call_soon_threadsafe(self.done, job, answer)
 
         for number in range(threads):
             threading.Thread(target=work, name=f"{name}-{number}", daemon=True).start()
-        return jobs
+        return places
 
     def answer(self, job: Job) -> Answer:
         """The application's answer to a request, or why there is none; in a thread."""
-        if job.connection.lost:
-            return 499, [], b""  # nobody waits for it
         environ = job.connection.environ
         try:
             if time.monotonic() > job.deadline:

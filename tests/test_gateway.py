@@ -402,11 +402,19 @@ def test_nobody_works_for_a_client_that_has_reset_its_connection():
             goes.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             goes.close()
             until(lambda: len(server.gateway.connections) == 1)
+            # Its slot and its bytes are free at once, for another client.
+            assert server.gateway.slots == 1
+            held = server.gateway.buffered_bytes
+            comes = connect(server.port)
+            comes.sendall(request(b"comes"))
+            until(lambda: server.gateway.slots == 0)
+            assert server.gateway.buffered_bytes <= 2 * held
             leave.set()
-            assert answer_of(stays)[0] == 200
+            assert answer_of(stays)[0] == answer_of(comes)[0] == 200
+            comes.close()
         until(lambda: server.gateway.slots == 2)
         until(lambda: server.gateway.buffered_bytes == 0)
-    assert worked == [b"stays"]
+    assert worked == [b"stays", b"comes"]
 
 
 @pytest.mark.parametrize("more", [b"", b"more"])
