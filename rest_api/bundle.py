@@ -19,6 +19,8 @@ It is the one contract between training and serving. `model.json`:
                  which the network returns beside the probabilities, is below it, the image is of
                  none of the classes. "score" says how it is made
     explains     optional: whether the network also returns class activation maps
+    embedding_size  optional: the length of the features that the network also returns, of which
+                 the classes are computed; 0 where it returns none
     accuracy, calibration, training, versions    what was measured, how, and with what
 
 Beside it may lie CARD.md, the model card (Mitchell et al. 2019), which people read.
@@ -105,6 +107,7 @@ class Manifest(msgspec.Struct):
     uncertainty: Uncertainty | None = None
     ood: Ood | None = None
     explains: bool = False
+    embedding_size: Annotated[int, Meta(ge=0)] = 0
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,7 @@ class Bundle:
     threshold: float  # probability below which a prediction is uncertain; 0 where none was fitted
     ood: OodScore | None  # where the network returns one
     explains: bool  # whether it returns class activation maps
+    embedding_size: int  # the length of the features that it returns, or 0
     files: dict[Engine, NetworkFile]
     engine: Engine  # that serves where nobody asks for another
     manifest: dict[str, Any]
@@ -173,6 +177,7 @@ def load_bundle(path: str | Path) -> Bundle:
         threshold=read.uncertainty.threshold if read.uncertainty else 0.0,
         ood=OodScore(read.ood.score, read.ood.threshold) if read.ood else None,
         explains=read.explains,
+        embedding_size=read.embedding_size,
         files=read.files,
         engine=read.engine,
         manifest=manifest,

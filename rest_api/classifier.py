@@ -26,6 +26,7 @@ class Prediction(NamedTuple):
     inference_seconds: float
     # (rows, columns), from 0 to 1: how much each part of the photo speaks for the best class
     explanation: np.ndarray | None = None
+    embedding: np.ndarray | None = None  # (embedding_size,) float32, the features' mean over views
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,13 @@ class LoadedModel:
         top: int | None = None,
         budget: Budget | None = None,
         explained: bool = False,
+        embedded: bool = False,
     ) -> Prediction:
         """The `top` most probable classes of an image file, or all. Raises RequestError.
 
         Images of the same request share a budget, off which their decoding is taken. With
-        `explained`, the prediction of a bundle that `explains` says where its best class was seen.
+        `explained`, the prediction of a bundle that `explains` says where its best class was seen;
+        with `embedded`, that of one with an `embedding_size` holds its features.
         """
         bundle = self.bundle
         began = time.perf_counter()
@@ -69,6 +72,7 @@ class LoadedModel:
             decode_seconds=decoded - began,
             inference_seconds=ended - decoded,
             explanation=explain(maps, bundle.views, views.size) if explained else None,
+            embedding=np.mean([each.features[0] for each in of_views], 0) if embedded else None,
         )
 
 

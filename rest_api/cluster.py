@@ -75,6 +75,7 @@ class Job(NamedTuple):
     paths: list[str]
     engine: Engine
     max_pixels: int
+    embeddings: bool
     model: dict[str, Any]  # the bundle's model.json, in which is the SHA-256 of its network
 
 
@@ -82,7 +83,12 @@ class Classifier:
     """Classifies parts of the manifest, in an actor of one CPU."""
 
     def __init__(
-        self, files: dict[str, bytes], engine: Engine, max_pixels: int, output: str
+        self,
+        files: dict[str, bytes],
+        engine: Engine,
+        max_pixels: int,
+        embeddings: bool,
+        output: str,
     ) -> None:
         """`files` are those of the bundle, which need not be on the node."""
         warnings.filterwarnings("ignore", module="PIL")  # as in predict.main
@@ -90,6 +96,11 @@ class Classifier:
             for name, content in files.items():
                 Path(folder, name).write_bytes(content)
             self.model = load_model(folder, engine, 1, max_pixels)
+        self.embeddings = embeddings
+        self.schema = SCHEMA
+        if embeddings:
+            size = self.model.bundle.embedding_size
+            self.schema = SCHEMA.append(pa.field("embedding", pa.list_(pa.float32(), size)))
         self.output = output
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -110,7 +121,7 @@ class Classifier:
         missing = [path for path in paths if path not in rows]
         for path, data in zip(missing, map_ahead(read, missing, READERS), strict=True):
             rows[path] = self.classify(path, data)
-        table = pa.Table.from_pylist([rows[path] for path in paths], SCHEMA)
+        table = pa.Table.from_pylist([rows[path] for path in paths], self.schema)
         write_parquet(table, target, f"{self.output}/unfinished")
 
     def classify(self, path: str, data: bytes | OSError) -> dict[str, Any]:
@@ -118,7 +129,7 @@ class Classifier:
         try:
             if isinstance(data, OSError):
                 raise data
-            prediction = self.model.classify(data, top=1)
+            prediction = self.model.classify(data, top=1, embedded=self.embeddings)
         except (RequestError, OSError) as error:
             return {"path": path, "error": reason(error)}
         ((label, probability),) = prediction.classes
@@ -128,6 +139,7 @@ class Classifier:
             "probability": probability,
             "uncertain": prediction.uncertain,
             "none_of_these": prediction.none_of_these,
+            "embedding": prediction.embedding,
         }
 
 
@@ -146,7 +158,7 @@ def classify_on_cluster(
         if retry_errors:
             left = sorted({*left, *(file for _, _, file in failures_in(output))})
         if left:
-            run(address, left, images, (files, job.engine, job.max_pixels, output))
+            run(address, left, images, (files, job.engine, job.max_pixels, job.embeddings, output))
             filesystem, scratch = locate(f"{output}/unfinished")
             filesystem.delete_dir_contents(scratch)  # of processes that were killed
         for path, error, _ in failures_in(output):
@@ -165,7 +177,7 @@ def open_job(job: Job, output: str) -> tuple[int, int]:
     if filesystem.get_file_info(path).type == FileType.File:
         with filesystem.open_input_stream(path) as stream:
             begun = json.loads(stream.read())
-        differ = [name for name, value in job._asdict().items() if begun["job"][name] != value]
+        differ = [name for name, value in job._asdict().items() if begun["job"].get(name) != value]
         if differ:
             raise JobError(
                 f"{output} holds a job with another `{differ[0]}`. Name another --output."

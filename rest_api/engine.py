@@ -23,6 +23,8 @@ class Outputs(NamedTuple):
     scores: np.ndarray
     # (N, h, w, classes) float32, class activation maps, where the network returns them
     maps: np.ndarray | None = None
+    # (N, embedding_size) float32, what the classes are computed of, where the network returns it
+    features: np.ndarray | None = None
 
 
 Predict = Callable[[np.ndarray], Outputs]  # of (N, side, side, 3) uint8
@@ -72,7 +74,8 @@ def load_engine(bundle: Bundle, engine: Engine | None = None, threads: int = 1) 
 
 
 def name_outputs(outputs: Sequence[np.ndarray], bundle: Bundle) -> Outputs:
-    """Tell probabilities, (N, classes), OOD scores, (N,), and maps apart by their rank.
+    """Tell probabilities, (N, classes), OOD scores, (N,), maps and features apart by their rank:
+    those of features have one more, (N, 1, embedding_size).
 
     Raises BundleError if one is missing that model.json names.
     """
@@ -87,13 +90,19 @@ def name_outputs(outputs: Sequence[np.ndarray], bundle: Bundle) -> Outputs:
             f"{bundle.path}: {MANIFEST} names class activation maps, "
             "which the network does not return."
         )
+    size = bundle.embedding_size
+    if size and (3 not in by_rank or by_rank[3].shape[-1] != size):
+        raise BundleError(
+            f"{bundle.path}: {MANIFEST} names {size} features, which the network does not return."
+        )
     probabilities = by_rank[2]
     scores = by_rank[1] if bundle.ood else probabilities.max(-1)
-    return Outputs(probabilities, scores, by_rank[4] if bundle.explains else None)
+    maps = by_rank[4] if bundle.explains else None
+    return Outputs(probabilities, scores, maps, by_rank[3][:, 0] if size else None)
 
 
 def mean_over_views(outputs: Sequence[Outputs]) -> Outputs:
-    """The outputs for N images, but for the maps, from those for each of their views."""
+    """The probabilities and scores for N images from those for each of their views."""
     return Outputs(
         np.mean([each.probabilities for each in outputs], 0),
         np.mean([each.scores for each in outputs], 0),

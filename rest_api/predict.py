@@ -178,6 +178,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--output", help="file for csv or json, continued where it ends; a folder with --cluster")
     add("--cluster", metavar="ADDRESS", help="of a Ray cluster: local, auto or HOST:PORT")
     add("--retry-errors", action="store_true", help="with --cluster: try again what had an error")
+    add("--embeddings", action="store_true", help="with --cluster: write features as well")
     limit = option_of("max_pixels")
     about = f"{limit.help} ({limit.default})"
     add(limit.flag, default=limit.default, help=about, **limit.parsing)
@@ -191,8 +192,9 @@ def parse_arguments() -> argparse.Namespace:
             parser.error("--cluster writes the best class to Parquet, without --top and --format")
         if STDIN in args.paths:
             parser.error("--cluster cannot read from standard input")
-    elif args.retry_errors:
-        parser.error("--retry-errors needs --cluster")
+    elif args.retry_errors or args.embeddings:
+        option = "--retry-errors" if args.retry_errors else "--embeddings"
+        parser.error(f"{option} needs --cluster")
     elif args.output and args.format == "table":
         parser.error("--output needs --format csv or --format json")
     return args
@@ -205,8 +207,10 @@ def classify_on_cluster(args: argparse.Namespace) -> None:
     bundle = load_bundle(args.model)
     engine = args.engine or bundle.engine
     bundle.file(engine)  # is whole
+    if args.embeddings and not bundle.embedding_size:
+        raise BundleError(f"{args.model} returns no features: export it again for --embeddings.")
     paths = [manifest.absolute(path) for path in args.paths]
-    job = cluster.Job(paths, engine, args.max_pixels, bundle.manifest)
+    job = cluster.Job(paths, engine, args.max_pixels, args.embeddings, bundle.manifest)
     number = 0
     try:
         for path, why in cluster.classify_on_cluster(

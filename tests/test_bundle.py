@@ -244,7 +244,7 @@ def test_keras_loads_the_bytes_whose_hash_was_checked(bundle):
     loaded = load_bundle(bundle)
     checked = loaded.file("keras")
     (bundle / "model.keras").write_bytes(b"changed since")
-    used = "path", "input_size", "views", "labels", "ood", "explains"
+    used = "path", "input_size", "views", "labels", "ood", "explains", "embedding_size"
     frozen = SimpleNamespace(
         **{name: getattr(loaded, name) for name in used}, file=lambda _: checked
     )

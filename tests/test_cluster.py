@@ -124,7 +124,7 @@ def test_killed_job_goes_on_to_the_answers_of_the_plain_command(cluster, photos,
 
 def test_dead_actor_and_lost_node_cost_no_photo(cluster, photos, tmp_path):
     output = tmp_path / "out"
-    process = start(cluster, photos, output)
+    process = start(cluster, photos, output, "--embeddings")
     wait_until(lambda: finished(output), process)
     actors(cluster)[0].kill()
     wait_until(lambda: len(finished(output)) > 1, process)
@@ -133,6 +133,7 @@ def test_dead_actor_and_lost_node_cost_no_photo(cluster, photos, tmp_path):
     assert finish(process) == (0, [])
     assert [row["path"] for row in rows(output)] == sorted(map(str, photos.iterdir()))
     assert not any(row["error"] for row in rows(output))
+    assert {len(row["embedding"]) for row in rows(output)} == {288}
     add_node(cluster, cpus=1)
 
 

@@ -28,13 +28,14 @@ def images():
 
 
 def test_rows_are_probabilities(images):
-    probabilities, scores, _ = load_engine(load_bundle(CLASSIC))(images)
+    probabilities, scores, *_ = load_engine(load_bundle(CLASSIC))(images)
     assert probabilities.shape == (40, 10)
     assert probabilities.dtype == np.float32
     assert (probabilities >= 0).all()
     np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-5)
     np.testing.assert_array_equal(scores, probabilities.max(1))
-    probabilities, scores, _ = load_engine(load_bundle(DEFAULT_MODEL))(random_images(DEFAULT_MODEL))
+    outputs = load_engine(load_bundle(DEFAULT_MODEL))(random_images(DEFAULT_MODEL))
+    probabilities, scores, *_ = outputs
     np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-5)
     assert scores.shape == (40,)
     assert scores.min() < -1  # log odds
@@ -73,6 +74,16 @@ def test_score_that_the_network_does_not_return_is_refused(tmp_path):
     shutil.copytree(CLASSIC, tmp_path / "bundle")
     rename(tmp_path / "bundle", "bundle", ood={"score": "energy", "threshold": -3})
     with pytest.raises(BundleError, match="score 'energy', which the network does not return"):
+        load_engine(load_bundle(tmp_path / "bundle"))
+
+
+def test_features_that_the_network_does_not_return_are_refused(tmp_path):
+    shutil.copytree(DEFAULT_MODEL, tmp_path / "bundle")
+    bundle = load_bundle(DEFAULT_MODEL)
+    size = bundle.embedding_size
+    assert load_engine(bundle)(random_images(DEFAULT_MODEL)).features.shape == (40, size)
+    rename(tmp_path / "bundle", "bundle", embedding_size=size + 1)
+    with pytest.raises(BundleError, match=f"{size + 1} features, which the network does not"):
         load_engine(load_bundle(tmp_path / "bundle"))
 
 

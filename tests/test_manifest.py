@@ -13,6 +13,7 @@ import pytest
 
 from rest_api import manifest
 from rest_api.bundle import load_bundle
+from rest_api.classifier import load_model
 from rest_api.cluster import Classifier, Job, failures_in, open_job, refuse_unreachable
 from rest_api.errors import JobError
 from rest_api.manifest import part_name, photos_of, read_manifest, write_manifest
@@ -41,13 +42,13 @@ def output(tmp_path: Path) -> str:
 
 def job(*paths: object) -> Job:
     bundle = load_bundle(DEFAULT_MODEL)
-    return Job([str(path) for path in paths], "litert", Settings.max_pixels, bundle.manifest)
+    return Job([str(path) for path in paths], "litert", Settings.max_pixels, False, bundle.manifest)
 
 
-def classifier(output: str) -> Classifier:
+def classifier(output: str, embeddings: bool = False) -> Classifier:
     names = ("model.json", "model.int8.tflite")
     files = {name: (DEFAULT_MODEL / name).read_bytes() for name in names}
-    return Classifier(files, "litert", Settings.max_pixels, output)
+    return Classifier(files, "litert", Settings.max_pixels, embeddings, output)
 
 
 def listed(output: str, parts: int) -> list[str]:
@@ -149,12 +150,17 @@ def test_job_without_photos_has_no_failures(tmp_path):
     assert not list(failures_in(str(tmp_path / "job")))
 
 
-@pytest.mark.parametrize("change", ["paths", "max_pixels", "model"])
+@pytest.mark.parametrize("change", ["paths", "max_pixels", "embeddings", "model"])
 def test_folder_of_another_job_is_refused_and_kept(photos, tmp_path, change):
     output = str(tmp_path / "job")
     open_job(job(photos), output)
     before = (tmp_path / "job" / "job.json").read_bytes()
-    other = {"paths": ["/others"], "max_pixels": 9, "model": {"name": "another"}}
+    other = {
+        "paths": ["/others"],
+        "max_pixels": 9,
+        "embeddings": True,
+        "model": {"name": "another"},
+    }
     with pytest.raises(JobError, match=f"another `{change}`. Name another --output"):
         open_job(job(photos)._replace(**{change: other[change]}), output)
     assert (tmp_path / "job" / "job.json").read_bytes() == before
@@ -180,6 +186,22 @@ def test_photo_that_cannot_be_read_is_a_row_with_an_error(photos, tmp_path):
         values = (row["label"], row["probability"], row["uncertain"], row["none_of_these"])
         assert all((value is None) == (row["error"] is not None) for value in values)
     assert not list(Path(output, "unfinished").iterdir())
+
+
+def test_embeddings_are_the_features_of_each_photo(photos, tmp_path):
+    output = str(tmp_path / "job")
+    open_job(job(photos), output)
+    for _ in range(2):  # again: those that are there are kept
+        classifier(output, embeddings=True)({"part": np.array([part_name(0)])})
+    model = load_model(DEFAULT_MODEL)
+    table = pq.read_table(f"{output}/predictions")
+    assert table.schema.field("embedding").type == pa.list_(pa.float32(), 288)
+    for row in table.to_pylist():
+        if row["error"]:
+            assert row["embedding"] is None
+            continue
+        alone = model.classify(Path(row["path"]).read_bytes(), embedded=True)
+        np.testing.assert_allclose(row["embedding"], alone.embedding, rtol=1e-5)
 
 
 def test_part_is_classified_again_only_where_it_had_errors(photos, tmp_path, monkeypatch):

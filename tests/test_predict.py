@@ -12,7 +12,7 @@ from PIL import Image
 
 from rest_api.classifier import Prediction
 from rest_api.predict import FORMATS, classify_all, csv_header, files_of, needs_ray
-from tests.support import FROG, ROOT, encode, post
+from tests.support import FROG, ROOT, encode, error_of, post
 
 
 def run(*arguments: str | Path, stdin: bytes | None = None) -> subprocess.CompletedProcess:
@@ -153,6 +153,7 @@ def test_files_come_in_the_order_of_their_names(folder):
         (("--cluster", "auto"), "--cluster needs --output"),
         (("--cluster", "auto", "--output", "x", "--top", "5"), "without --top and --format"),
         (("--retry-errors",), "--retry-errors needs --cluster"),
+        (("--embeddings",), "--embeddings needs --cluster"),
     ],
 )
 def test_wrong_arguments_are_refused_by_name(arguments, complaint):
@@ -160,6 +161,14 @@ def test_wrong_arguments_are_refused_by_name(arguments, complaint):
     assert done.returncode != 0
     assert complaint in done.stderr.decode()
     assert "Traceback" not in done.stderr.decode()
+
+
+def test_model_that_returns_no_features_is_refused_for_embeddings(tmp_path):
+    classic = ROOT / "rest_api" / "assets" / "cifar10-classic"
+    options = ["--model", classic, "--cluster", "local", "--output", tmp_path / "out"]
+    line = error_of("rest_api.predict", FROG, "--embeddings", *options)
+    assert line == f"error: {classic} returns no features: export it again for --embeddings."
+    assert not (tmp_path / "out").exists()
 
 
 def test_cluster_cannot_read_standard_input():

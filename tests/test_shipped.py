@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 from rest_api.bundle import load_bundle
 from rest_api.classifier import LoadedModel, load_model
 from rest_api.settings import DEFAULT_MODEL, OTHER_MODELS
-from tests.support import ROOT, encode
+from tests.support import FROG, ROOT, encode
 
 RECORDS = ROOT / "benchmarks" / "quality" / "records"
 
@@ -71,6 +71,13 @@ def test_every_shipped_bundle_has_a_card_of_its_version(path):
     (figure,) = {f"{bundle.manifest['accuracy'][bundle.engine]:.1%}"}
     assert figure in card
     assert ("ML Illustrated" in card) == (bundle.path in OTHER_MODELS)
+
+
+def test_features_of_networks_of_integers_are_not_rounded_to_8_bits():
+    for path in OTHER_MODELS:
+        embedding = load_model(path).classify(FROG.read_bytes(), embedded=True).embedding
+        assert embedding.shape == (1280,)
+        assert len(np.unique(embedding)) > 256
 
 
 def test_models_of_photos_are_of_the_documented_command():

@@ -58,13 +58,13 @@ def evaluate(
 
 
 def in_batches(predict: Predict, images: np.ndarray, size: int = 500) -> Outputs:
-    """The network's outputs, but for the maps, for any number of images (N, H, W, 3)."""
+    """The network's probabilities and scores for any number of images (N, H, W, 3)."""
     starts = tqdm(range(0, len(images), size), leave=False, unit="batch")
     return joined([predict(images[i : i + size]) for i in starts])
 
 
 def joined(batches: Sequence[Outputs]) -> Outputs:
-    """The outputs of batches as those of one, but for the maps."""
+    """The probabilities and scores of batches as those of one."""
     return Outputs(
         np.concatenate([each.probabilities for each in batches]),
         np.concatenate([each.scores for each in batches]),

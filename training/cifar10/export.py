@@ -34,7 +34,7 @@ def deployable(network: keras.Model, temperature: float) -> keras.Model:
     """The network as it is served: float32, plain Keras layers, probabilities of the ten classes.
 
     Where the network has outputs beyond the ten, their log odds, the OOD score, follow; where it
-    ends in global pooling, the class activation maps.
+    ends in global pooling, the class activation maps and the features.
     """
 
     def plain(layer: keras.Layer | keras.Operation) -> keras.Layer | keras.Operation:
@@ -49,18 +49,19 @@ def deployable(network: keras.Model, temperature: float) -> keras.Model:
     copy.set_weights(network.get_weights())
     images = keras.Input(network.input_shape[1:], name="image")
     classes = len(LABELS)
-    if explains(network):
+    if embedding_size(network):
         pool, kernel = copy.get_layer("features"), copy.get_layer("head").kernel.numpy()
         inner = keras.Model(copy.input, [copy.output, shares_of_maximum(pool.input), pool.output])
         logits, shares, pooled = inner(images)
-        maps = [activation_maps(shares, pooled, kernel[:, :classes])]
+        maps = activation_maps(shares, pooled, kernel[:, :classes])
+        more = [maps, pooled[:, None]]  # features have one rank more than probabilities
     else:
-        logits, maps = copy(images), []
+        logits, more = copy(images), []
     known = logits[:, :classes] if knows_others(network) else logits
     scaled = keras.layers.Rescaling(1 / temperature, name="temperature")(known)
     probabilities = keras.layers.Softmax(name="probabilities")(scaled)
     scores = [log_odds(logits, classes)] if knows_others(network) else []
-    return keras.Model(images, [probabilities, *scores, *maps])
+    return keras.Model(images, [probabilities, *scores, *more])
 
 
 def knows_others(network: keras.Model) -> bool:
@@ -68,9 +69,11 @@ def knows_others(network: keras.Model) -> bool:
     return bool(network.output_shape[-1] > len(LABELS))
 
 
-def explains(network: keras.Model) -> bool:
-    """Whether class activation maps can be made: of global pooling under a linear head."""
-    return any(layer.name == "features" for layer in network.layers)
+def embedding_size(network: keras.Model) -> int:
+    """The length of what global pooling leaves for a linear head, of which class activation maps
+    can be made; 0 where the network has no such layers."""
+    sizes = [each.output.shape[-1] for each in network.layers if each.name == "features"]
+    return sizes[0] if sizes else 0
 
 
 def calibration_of(
@@ -141,7 +144,8 @@ def export_run(
         "views": msgspec.to_builtins(views),
         "accuracy": {"measured_on": "the CIFAR-10 test set"},
         **fitted,
-        "explains": explains(network),
+        "explains": bool(embedding_size(network)),
+        "embedding_size": embedding_size(network),
         "training": {key: value for key, value in result.items() if key != "versions"},
         "versions": result["versions"],
     }
