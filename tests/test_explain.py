@@ -112,7 +112,7 @@ def test_model_without_maps_says_that_it_cannot_explain():
 
 @pytest.mark.slow
 def test_covering_what_was_pointed_at_costs_twice_what_covering_at_random_does():
-    from benchmarks.quality.explanations import losses
+    from training.explanations import losses
 
     photos = ROOT.parent / "shared" / "photos" / "ten_classes"
     if not photos.exists():

@@ -15,9 +15,11 @@ from rest_api.app import create_app
 from rest_api.bundle import View, load_bundle
 from rest_api.classifier import load_model
 from rest_api.engine import load_engine
-from rest_api.settings import Settings
-from tests.support import coloured, error_of, small_backbone
+from rest_api.settings import DEFAULT_MODEL, Settings
+from tests.support import FROG, coloured, error_of, small_backbone
+from training import explanations
 from training import transfer as command
+from training.explanations import faithful
 from training.ood import mahalanobis
 from training.photos import head, transfer, tuning
 from training.photos.backbones import BACKBONES, DEFAULT, WeightsError, load_backbone
@@ -271,9 +273,37 @@ def test_all_formats_and_the_saved_model_agree(result):
     np.testing.assert_allclose(litert.probabilities, reference.probabilities, atol=1e-4)
     np.testing.assert_allclose(litert.scores, reference.scores, rtol=1e-3)
     saved = tf.saved_model.load(str(bundle.path / "saved_model"))
-    probabilities, scores = saved.serve(images.astype(np.float32))
+    probabilities, scores, *_ = saved.serve(images.astype(np.float32))
     np.testing.assert_allclose(probabilities, reference.probabilities, atol=1e-4)
     np.testing.assert_allclose(scores, reference.scores, rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_maps_differ_by_as_much_as_the_logits_less_their_mean(result):
+    _, folder = result
+    bundle = replace(load_bundle(folder / "bundle"), explains=True)
+    images = np.random.default_rng(0).integers(0, 256, (6, SIDE, SIDE, 3), dtype=np.uint8)
+    outputs = load_engine(bundle, "keras")(images)
+    logits = bundle.manifest["calibration"]["temperature"] * np.log(outputs.probabilities)
+    logits -= logits.mean(1, keepdims=True)
+    sums = outputs.maps.sum((1, 2))
+    np.testing.assert_allclose(sums - sums[0], logits - logits[0], atol=1e-3)
+    assert abs(sums - sums[0]).max() > 0.01
+
+
+@pytest.mark.slow
+def test_bundle_explains_itself_where_that_was_found_to_be_faithful(result, photos):
+    _, folder = result
+    bundle = load_bundle(folder / "bundle")
+    assert bundle.explains == faithful(bundle, [photo.path for photo in survey(photos).photos])
+
+
+@pytest.mark.parametrize(("of_cells", "expected"), [(0.2, True), (0.3, False)])
+def test_explanations_are_offered_where_they_tell_twice_what_chance_does(
+    monkeypatch, of_cells, expected
+):
+    monkeypatch.setattr(explanations, "losses", lambda *_: [0.5, of_cells, 0.9])
+    assert faithful(load_bundle(DEFAULT_MODEL), [FROG]) is expected
 
 
 @pytest.mark.slow

@@ -6,11 +6,19 @@ import keras
 import numpy as np
 from keras import ops
 
+SMALLEST = 1e-6  # sum of a feature map that is divided by
+
 
 def shares_of_maximum(maps: keras.KerasTensor) -> keras.KerasTensor:
     """What each place has of the global maximum of feature maps: (N, h, w, channels), sums of 1."""
     highest = ops.cast(ops.equal(maps, ops.max(maps, (1, 2), keepdims=True)), "float32")
     return highest / ops.sum(highest, (1, 2), keepdims=True)
+
+
+def shares_of_mean(maps: keras.KerasTensor) -> keras.KerasTensor:
+    """The same for the global mean, but that a channel whose mean is 0 has no shares."""
+    total = ops.sum(maps, (1, 2), keepdims=True)
+    return maps * ops.sign(total) / ops.maximum(ops.abs(total), SMALLEST)
 
 
 def activation_maps(

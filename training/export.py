@@ -26,6 +26,7 @@ from rest_api.bundle import (
     FILENAMES,
     MANIFEST,
     SCHEMA,
+    Bundle,
     BundleError,
     Engine,
     Resize,
@@ -36,7 +37,7 @@ from rest_api.bundle import (
 from rest_api.engine import Outputs, Predict, load_engine, mean_over_views, silent_stderr
 from training import import_keras, metrics
 from training.evaluate import in_batches
-from training.files import replacing_folder
+from training.files import replacing, replacing_folder
 
 if TYPE_CHECKING:
     import keras
@@ -272,6 +273,13 @@ def write_manifest(folder: Path, description: dict[str, Any]) -> None:
     manifest = {"schema": SCHEMA, **description, "files": files}
     check_manifest(manifest)
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+
+def change_manifest(bundle: Bundle, **changes: Any) -> Bundle:
+    """The bundle with other values in its model.json."""
+    with replacing(bundle.path / MANIFEST) as part:
+        part.write_text(json.dumps(bundle.manifest | changes, indent=2) + "\n", encoding="utf-8")
+    return load_bundle(bundle.path)
 
 
 def calibrate(

@@ -65,8 +65,10 @@ def pooled(backbone: keras.Model, image_size: int | None = None) -> keras.Model:
     Mensink 2010).
     """
     images = keras.Input((image_size, image_size, 3), name="image")
-    mean = keras.layers.GlobalAveragePooling2D()(backbone(images))
-    roots = ops.sign(mean) * (ops.sqrt(ops.abs(mean) + SOFTENED) - SOFTENED**0.5)
+    mean = keras.layers.GlobalAveragePooling2D(name="mean")(backbone(images))
+    # Not an addition: the export would round that to 8 bits (see IN_FLOAT32 in training/export.py).
+    softened = ops.sqrt(ops.abs(mean) - -SOFTENED)
+    roots = ops.sign(mean) * (softened - SOFTENED**0.5)
     return keras.Model(images, roots, name=backbone.name)
 
 

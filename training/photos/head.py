@@ -62,6 +62,13 @@ def linear_head(
     return head
 
 
+def kernel_of(head: keras.Model) -> np.ndarray:
+    """The weights (D, classes) of a linear head for features that are not scaled yet."""
+    scale, logits = head.layers
+    kernel: np.ndarray = logits.kernel.numpy() / np.sqrt(np.asarray(scale.variance)).T
+    return kernel
+
+
 def best_penalty(
     heads: Mapping[float, keras.Model], validation: np.ndarray, class_ids: np.ndarray
 ) -> float:

@@ -22,9 +22,11 @@ from matplotlib.figure import Figure
 
 from rest_api.bundle import FILENAMES, Engine, Resize, View, load_bundle
 from training import plots
+from training.cam import activation_maps, shares_of_mean
 from training.card import card, write_card
 from training.checkpoint import versions
-from training.export import calibrate, export, refuse_other_folder
+from training.explanations import faithful
+from training.export import calibrate, change_manifest, export, refuse_other_folder
 from training.ood import log_odds, mahalanobis
 from training.photos import COVERAGE, head, inspect, tuning
 from training.photos.backbones import BACKBONES, DEFAULT, load_backbone
@@ -41,6 +43,7 @@ from training.photos.inspect import MIN_PHOTOS, Part, Photo, PhotosError, Survey
 from training.photos.report import examine, write_report
 
 CALIBRATION = 100  # training photos that the ranges of integers are taken from
+EXPLAINED = 200  # photos on which class activation maps are tried
 MAX_COMPARED = 500  # test photos on which the exported formats are compared
 FOLDS = 5  # of the photos on which thresholds are fitted
 BACKGROUND = "(background)"  # the label of photos that belong to no class
@@ -208,7 +211,8 @@ def apart(photos: Sequence[Photo], fold: int, seed: int) -> tuple[list[Photo], l
 
 
 def fit(task: Task, selection: Selection) -> keras.Model:
-    """Train on training and validation photos: from images to probabilities and OOD scores.
+    """Train on training and validation photos: from images to probabilities, OOD scores, class
+    activation maps and features.
 
     Raises RunError.
     """
@@ -226,7 +230,10 @@ def fit(task: Task, selection: Selection) -> keras.Model:
     known = logits[:, : len(dataset.labels)]
     scaled = keras.layers.Rescaling(1 / selection.temperature, name="temperature")(known)
     probabilities = keras.layers.Softmax(name="probabilities")(scaled)
-    return keras.Model(task.network.input, [probabilities, score])
+    shares, features = shares_of_mean(task.network.get_layer("mean").input), task.network.output
+    maps = activation_maps(shares, features, head.kernel_of(classifier)[:, : len(dataset.labels)])
+    # Features have one rank more than probabilities, which tells them apart.
+    return keras.Model(task.network.input, [probabilities, score, maps, features[:, None]])
 
 
 def joined(task: Task, classifier: keras.Model) -> keras.Model:
@@ -279,6 +286,7 @@ def describe(task: Task, selection: Selection, backbone: str, width: float) -> d
         "views": msgspec.to_builtins(task.views),
         "accuracy": {"measured_on": "test photos, kept back from training"},
         **selection.calibration,
+        "embedding_size": task.network.output_shape[-1],
         "training": {
             "backbone": backbone,
             "width": width,
@@ -346,6 +354,9 @@ def transfer(
     if background:
         ood_photos |= {background.name: dataset.background("test")}
     bundle = load_bundle(destination)
+    explained = some_of(dataset.photos(*dataset.parts), EXPLAINED)
+    if faithful(bundle, [photo.path for photo in explained]):
+        bundle = change_manifest(bundle, explains=True)
     parts = {part: dataset.photos(part) for part in dataset.parts}
     figures, drawings = examine(bundle, parts, ood_photos)
     failures = [
