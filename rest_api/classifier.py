@@ -64,6 +64,7 @@ class LoadedModel:
         (none_of_these,), (uncertain,) = judge(outputs, bundle)
         best = probabilities.argsort()[::-1][:top]
         maps = [each.maps[0, ..., best[0]] for each in of_views if each.maps is not None]
+        features = [each.features[0] for each in of_views if each.features is not None]
         return Prediction(
             classes=[(bundle.labels[i], float(probabilities[i])) for i in best],
             score=float(score),
@@ -72,7 +73,7 @@ class LoadedModel:
             decode_seconds=decoded - began,
             inference_seconds=ended - decoded,
             explanation=explain(maps, bundle.views, views.size) if explained else None,
-            embedding=np.mean([each.features[0] for each in of_views], 0) if embedded else None,
+            embedding=np.mean(features, 0) if embedded and features else None,
         )
 
 

@@ -19,7 +19,7 @@ from tests.support import ROOT, encode, error_of, picture
 from training import export, files, metrics
 from training.cifar10 import networks, recipes, train
 from training.cifar10.data import LABELS, load_cifar10
-from training.cifar10.export import calibration_of, deployable
+from training.cifar10.export import calibration_of, deployable, embedding_size
 from training.evaluate import views_of
 
 DESCRIPTION = {
@@ -389,7 +389,8 @@ def test_run_that_held_images_out_is_calibrated_on_them(data, tmp_path):
 
 @pytest.mark.slow
 def test_maps_sum_to_the_logit_less_the_mean(network, data):
-    _, maps = deployable(network, 1.0)(data[0][:8])
+    _, maps, features = deployable(network, 1.0)(data[0][:8])
+    assert features.shape == (8, 1, embedding_size(network))
     logits = 9 * np.asarray(network(data[0][:8]), np.float32)  # the network's are a ninth
     expected = logits - logits.mean(1, keepdims=True)
     np.testing.assert_allclose(np.sum(maps, (1, 2)), expected, rtol=0.05, atol=0.2)

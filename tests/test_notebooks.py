@@ -63,8 +63,6 @@ def test_notebook_runs_from_nothing_on_a_few_images(
         "PYTHONPATH": str(ROOT),
         "RERUN": "1",
         "EPOCHS": "1",
-        "WEIGHTS": "random",
-        "WIDTH": "0.35",
     }.items():
         monkeypatch.setenv(variable, value)
     executed = papermill.execute_notebook(

@@ -43,10 +43,9 @@ from training.photos.transfer import transfer
 
 tf.config.threading.set_intra_op_parallelism_threads(1)  # as LiteRT's interpreters
 PHOTOS = Path(os.environ.get("PHOTOS", "photos"))
-WEIGHTS, WIDTH = os.environ.get("WEIGHTS"), float(os.environ.get("WIDTH", "1"))
 BUNDLE = Path("bundles", PHOTOS.name)
 if not (BUNDLE / "saved_model").exists():
-    transfer(PHOTOS, BUNDLE, weights=WEIGHTS, width=WIDTH, saved_model=True)
+    transfer(PHOTOS, BUNDLE, saved_model=True)
 bundle = load_bundle(BUNDLE)
 pd.options.display.float_format = "{:.2f}".format
 
