@@ -252,13 +252,14 @@ def steps(history: Sequence[dict], rates: Mapping[int, float], title: str) -> Fi
     return figure
 
 
-def accuracy_coverage(scores: np.ndarray, correct: np.ndarray) -> Figure:
+def accuracy_coverage(scores: np.ndarray, correct: np.ndarray, threshold: float) -> Figure:
     """Selective accuracy against coverage, by falling score (N,); `correct` is (N,) bool."""
     kept = np.arange(1, len(scores) + 1)
     accuracy = correct[np.argsort(-scores)].cumsum() / kept
     figure, (axes,) = grid(1, 1, 6, 4)
     axes.plot(100 * kept / len(scores), 100 * accuracy, color=BLUE)
-    axes.axvline(95, color=GREY, linestyle=":", label="where the threshold is set")
+    coverage = 100 * (scores >= threshold).mean()
+    axes.axvline(coverage, color=GREY, linestyle=":", label="where the threshold is set")
     low = 100 * accuracy[len(scores) // 10 :].min()
     axes.set(xlabel="coverage (%)", ylabel="selective accuracy (%)", ylim=(low - 2, 101))
     axes.legend()

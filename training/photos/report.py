@@ -79,7 +79,7 @@ def examine(
             "false_positive_rate": float(answered(pooled).mean()),
             "auroc": metrics.auroc(outputs["test"].scores, pooled.scores),
         }
-    return figures, draw(outputs["test"], class_ids, test, bundle.labels)
+    return figures, draw(outputs["test"], class_ids, test, bundle)
 
 
 def mistaken(
@@ -103,16 +103,17 @@ def of_class(label: str, correct: np.ndarray) -> dict[str, Any]:
 
 
 def draw(
-    outputs: Outputs, class_ids: np.ndarray, photos: Sequence[Photo], labels: Sequence[str]
+    outputs: Outputs, class_ids: np.ndarray, photos: Sequence[Photo], bundle: Bundle
 ) -> dict[str, Figure]:
     """Plots of the outputs for test photos, by caption."""
+    labels, threshold = bundle.labels, bundle.ood.threshold if bundle.ood else -np.inf
     best, confidence = outputs.probabilities.argmax(1), outputs.probabilities.max(1)
     matrix = metrics.confusion_matrix(outputs.probabilities, class_ids)
     bins = metrics.reliability(outputs.probabilities, class_ids)
     drawings = {
         "Confusion": plots.confusion(matrix, labels),
         "Calibration": plots.reliability({"test photos": bins}),
-        "Coverage": plots.accuracy_coverage(outputs.scores, best == class_ids),
+        "Coverage": plots.accuracy_coverage(outputs.scores, best == class_ids, threshold),
     }
     wrong = np.flatnonzero(best != class_ids)
     worst = wrong[np.argsort(-confidence[wrong])][:16]
