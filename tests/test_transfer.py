@@ -393,8 +393,8 @@ def test_fine_tuning_that_harms_is_rejected(photos, tmp_path, monkeypatch):
     assert len(selection.history) == 2
     assert transfer.describe(task, selection, "small", 1.0)["training"]["tuned_epochs"] == 0
     frozen = task_of(photos, tmp_path, fine_tune=False)
-    expected, _ = transfer.fit(frozen, transfer.select(frozen))(images)
-    probabilities, _ = transfer.fit(task, selection)(images)
+    expected, *_ = transfer.fit(frozen, transfer.select(frozen))(images)
+    probabilities, *_ = transfer.fit(task, selection)(images)
     np.testing.assert_allclose(probabilities, expected, atol=1e-4)
     assert transfer.select(task).history == selection.history  # read, not trained again
 
