@@ -72,7 +72,7 @@ class Connection(asyncio.Protocol):
         self.keep = -1  # bytes of a body that are kept; -1 until the head has come
         self.chunks: list[bytes] = []
         self.size = 0  # bytes of the body so far, kept or not
-        self.place: list[Job] = []  # in the queue: holds its job until a thread takes that
+        self.queued: list[Job] = []  # its entry in the queue, empty once a thread has taken the job
 
     # Called by asyncio.
 

@@ -134,8 +134,8 @@ class Gateway:
     def disconnected(self, connection: Connection) -> None:
         self.connections.discard(connection)
         self.waiting.pop(connection, None)
-        with suppress(IndexError):  # a thread has come to it, or it asked for nothing
-            self.slots += connection.place.pop().slots
+        with suppress(IndexError):  # no request is queued: a thread has taken it, or none came
+            self.slots += connection.queued.pop().slots
             connection.begin()
         if connection.state is not State.ANSWERING:  # else the request is still in memory
             self.hold(connection, 0)
@@ -183,25 +183,25 @@ class Gateway:
         else:
             job = Job(connection, time.monotonic() + QUEUE_TIMEOUT, 1 if classifies else 0)
             self.slots -= job.slots
-            connection.place = [job]
-            (self.predictions if classifies else self.others).put(connection.place)
+            connection.queued = [job]
+            (self.predictions if classifies else self.others).put(connection.queued)
 
     def done(self, job: Job, answer: Answer) -> None:
         self.slots += job.slots
         job.connection.send(answer)
 
     def start_threads(self, threads: int, name: str) -> SimpleQueue[list[Job]]:
-        """Start threads that do the jobs in the places of the queue returned.
+        """Start threads that take jobs from the queue returned.
 
-        A place whose client has gone meanwhile is empty: it keeps no other client out. A
+        Its entries hold one job, or none once the client has disconnected, which frees the slot. A
         ThreadPoolExecutor would do the same, and take a twentieth of the server's time for it.
         """
-        places: SimpleQueue[list[Job]] = SimpleQueue()
+        entries: SimpleQueue[list[Job]] = SimpleQueue()
 
         def work() -> None:
             while True:
                 try:
-                    job = places.get().pop()
+                    job = entries.get().pop()
                 except IndexError:
                     continue
                 answer = self.answer(job)
@@ -209,7 +209,7 @@ class Gateway:
 
         for number in range(threads):
             threading.Thread(target=work, name=f"{name}-{number}", daemon=True).start()
-        return places
+        return entries
 
     def answer(self, job: Job) -> Answer:
         """The application's answer to a request, or why there is none; in a thread."""
