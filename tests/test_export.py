@@ -21,6 +21,8 @@ from training.cifar10 import networks, recipes, train
 from training.cifar10.data import LABELS, load_cifar10
 from training.cifar10.export import calibration_of, deployable, embedding_size
 from training.evaluate import views_of
+from training.ood import log_odds, mahalanobis
+from training.photos.features import pooled
 
 DESCRIPTION = {
     "name": "test",
@@ -253,6 +255,32 @@ def test_images_to_calibrate_with_have_convolutions_compute_in_integers(in_integ
         if operation["op_name"] in ("CONV_2D", "FULLY_CONNECTED", "SUM")
     }
     assert types == {"CONV_2D": np.int8, "FULLY_CONNECTED": np.float32, "SUM": np.float32}
+
+
+@pytest.mark.slow
+def test_all_that_follows_the_last_convolution_is_in_float32(data):
+    """For both scores of photos' networks, with the features that they are made of."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    keras.utils.set_random_seed(0)
+    images = keras.Input((32, 32, 3))
+    maps = keras.layers.Conv2D(16, 3, activation="relu")(keras.layers.Rescaling(1 / 255)(images))
+    network = pooled(keras.Model(images, maps), 32)
+    features = network.output
+    logits = keras.layers.Dense(4)(features)
+    vectors = np.random.default_rng(0).normal(size=(40, 16)).astype(np.float32)
+    scores = log_odds(logits, -1), mahalanobis(vectors, np.arange(40) % 3)(features, logits)
+    outputs = [keras.layers.Softmax()(logits[:, :3]), *scores, features[:, None]]
+    content = export.in_integers(keras.Model(network.input, outputs), data[0][:20])
+    interpreter = Interpreter(model_content=content)
+    types = {tensor["index"]: tensor["dtype"] for tensor in interpreter.get_tensor_details()}
+    operations = interpreter._get_ops_details()
+    last = max(i for i, each in enumerate(operations) if each["op_name"] == "CONV_2D")
+    assert types[operations[last]["outputs"][0]] == np.int8
+    after = {each["op_name"]: types[each["outputs"][0]] for each in operations[last + 1 :]}
+    assert "LOG" in after
+    assert "QUANTIZE" not in after
+    assert set(after.values()) == {np.float32}
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ import numpy as np
 from keras import ops
 
 COMPONENTS = 32  # principal directions that have a variance of their own
+TINY = 1e-30  # sum of exponentials, whose logarithm is taken
 SHORTEST = 1e-6  # length of features that is divided by
 
 # features (N, D) and logits (N, classes), symbolic → score (N,)
@@ -23,7 +24,11 @@ def log_odds(logits: keras.KerasTensor, known: int) -> keras.KerasTensor:
 
     Outlier exposure (Hendrycks, Mazeika & Dietterich 2019, arXiv:1812.04606).
     """
-    return ops.logsumexp(logits[:, :known], -1) - ops.logsumexp(logits[:, known:], -1)
+    # One maximum for both sums: it cancels out. To add one to each, as logsumexp does, would be
+    # rounded to 8 bits by the export (see IN_FLOAT32 in training/export.py).
+    powers = ops.exp(logits - ops.max(logits, -1, keepdims=True))
+    sums = [ops.maximum(ops.sum(part, -1), TINY) for part in (powers[:, :known], powers[:, known:])]
+    return ops.log(sums[0]) - ops.log(sums[1])
 
 
 def mahalanobis(features: np.ndarray, class_ids: np.ndarray) -> Score:
