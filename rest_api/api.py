@@ -404,6 +404,6 @@ def http_error(error: HTTPException) -> Response:
     code = error.name.lower().replace(" ", "_")
     message = error.description or error.name
     if isinstance(error, TooManyRequests):  # the description is the limit alone
-        message = f"The limit is {message}. Ask again after the seconds that Retry-After gives."
+        message = f"The limit is {message}. Try again after the seconds that Retry-After gives."
     headers = {name: value for name, value in error.get_headers() if name == "Allow"}
     return refused(RequestError(error.code or 500, code, message, headers))

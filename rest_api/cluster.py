@@ -1,6 +1,6 @@
 """Classify millions of photos on a Ray cluster: `python -m rest_api.predict … --cluster ADDRESS`.
 
-Beside training/cluster.py the only module that imports Ray. A job is a folder, OUTPUT, on storage
+A job is a folder, OUTPUT, on storage
 that all nodes share:
 
     manifest/       the paths of the photos, in parts of 50 to 5,000, listed once

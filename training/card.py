@@ -60,7 +60,7 @@ def card(
             f"Version {manifest['version']}. It tells {len(manifest['labels'])} classes apart: "
             f"{', '.join(manifest['labels'])}.",
             "## What it was trained on",
-            *training_of(manifest["training"]),
+            *training_of(manifest),
             *([source] if source else []),
             "## How good it is",
             "Measured on the network as it is served.",
@@ -76,13 +76,16 @@ def card(
     )
 
 
-def training_of(training: Mapping[str, Any]) -> list[str]:
+def training_of(manifest: Mapping[str, Any]) -> list[str]:
     """The paragraphs about a training."""
+    training = manifest["training"]
     if "recipe" in training:
+        others = " and on images of other things, CIFAR-100's and made ones" * ("ood" in manifest)
         return [
-            f"Trained from scratch on {training['images']:,} images of CIFAR-10, "
+            f"Trained from scratch on {training['images']:,} images of CIFAR-10{others}: "
             f"{training['epochs']} epochs of the recipe `{training['recipe']}` with seed "
-            f"{training['seed']}."
+            f"{training['seed']}.",
+            "CIFAR-10 and CIFAR-100 (Krizhevsky 2009) state no licence.",
         ]
     photos = training["photos"]
     how = (
@@ -113,7 +116,7 @@ def others_of(manifest: Mapping[str, Any]) -> list[str]:
         known = (
             f"Where its out-of-distribution score ({manifest['ood']['score']}) is below a "
             "threshold, it answers `none_of_these`. The threshold was fitted on "
-            f"{manifest['ood']['fitted_on']}."
+            f"{manifest['ood']['fitted_on']}; figures of the same photos are optimistic."
         )
     else:
         known = "It has no out-of-distribution score: it sees one of its classes in every picture."

@@ -1,6 +1,6 @@
 """Training on a Ray cluster: the option `--cluster ADDRESS` of the commands.
 
-With rest_api/cluster.py the only module that imports Ray. Either the features of photos are
+Either the features of photos are
 computed on all nodes, or whole runs, each on one node. No training is spread over nodes.
 """
 

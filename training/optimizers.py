@@ -135,7 +135,7 @@ class AirbenchMuon(AirbenchSGD):
 def orthogonalise(matrix: Tensor, steps: int = 3) -> Tensor:
     """Bring the singular values of a matrix (M, N) near 1 by a quintic Newton-Schulz iteration.
 
-    The coefficients are Jordan's: three steps leave the values between about 0.5 and 1.5, which
+    The coefficients are Jordan's: three steps leave all but tiny values between about 0.5 and 1.5, which
     serves as well as 1 here and costs a third of the exact answer.
     """
     tall = matrix.shape[0] > matrix.shape[1]

@@ -6,15 +6,18 @@ with: accuracy, true-positive rate at the threshold, AUROC and false-positive ra
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from benchmarks.common import command_line, mean_and_std, print_table
-from training import import_keras
+from training import import_keras, results_of
 from training.export import ExportError
 from training.photos.backbones import BACKBONES, DEFAULT, WeightsError
 from training.photos.inspect import PhotosError, files_in, inspect
+from training.transfer import train
 
 SEEDS = (0, 1, 2)
 COLUMNS = {  # of the figures: head, factor, unit, digits
@@ -25,19 +28,23 @@ COLUMNS = {  # of the figures: head, factor, unit, digits
 }
 
 
-def figures_of(folder: Path, seed: int, others: Path | None, **options: Any) -> dict[str, float]:
-    """Train on one split; the figures of its bundle on the test photos and on others."""
+def measure(
+    folder: Path, seed: int, trained: tuple[Mapping[str, Any], Path], others: Path | None
+) -> dict[str, float]:
+    """The figures of the bundle of one split, on its test photos and on others.
+
+    `trained` is what training.transfer.train returned.
+    """
     from rest_api.bundle import load_bundle
     from training.photos.report import examine
-    from training.photos.transfer import gather, transfer
+    from training.photos.transfer import gather
 
-    destination = Path("bundles", f"{folder.name}-seed{seed}")
-    seconds = transfer(folder, destination, seed=seed, **options)[0]["seconds"]
+    report, bundle = trained
     test = gather(folder, None, seed)[1].parts["test"]
     ood = inspect([(path, "") for path in files_in(others)])[0] if others else []
-    figures, _ = examine(load_bundle(destination), {"test": test}, {"others": ood} if ood else {})
+    figures, _ = examine(load_bundle(bundle), {"test": test}, {"others": ood} if ood else {})
     rate = figures["true_positive_rate"]["test"]
-    return figures | {"true_positive_rate": rate, "minutes": seconds / 60}
+    return figures | {"true_positive_rate": rate, "minutes": report["seconds"] / 60}
 
 
 def row(name: str, splits: Sequence[dict[str, float]]) -> list[str]:
@@ -56,19 +63,27 @@ def main() -> None:
     parser.add_argument("--backbone", choices=list(BACKBONES), default=DEFAULT)
     parser.add_argument("--weights", help="file of ImageNet weights (shipped, or Keras's download)")
     parser.add_argument("--width", type=float, default=1.0, help="MobileNetV2's alpha")
+    parser.add_argument("--cluster", metavar="ADDRESS", help="of a Ray cluster that trains them")
     args = parser.parse_args()
     import_keras()
+    from rest_api.errors import JobError
     from training.checkpoint import RunError
 
     options = {"backbone": args.backbone, "weights": args.weights, "width": args.width}
+    splits = list(product(args.photos, SEEDS))
+    calls = {
+        name: partial(train, folder, Path("bundles", name), seed=seed, **options)
+        for folder, seed in splits
+        for name in [f"{folder.name}-seed{seed}"]
+    }
+    figures: dict[Path, list[dict[str, float]]] = {folder: [] for folder in args.photos}
     try:
-        rows = [
-            row(folder.name, [figures_of(folder, seed, args.others, **options) for seed in SEEDS])
-            for folder in args.photos
-        ]
-    except (RunError, ExportError, PhotosError, WeightsError) as error:
+        for (folder, seed), trained in zip(splits, results_of(calls, args.cluster), strict=True):
+            figures[folder].append(measure(folder, seed, trained, args.others))
+    except (RunError, ExportError, PhotosError, WeightsError, JobError) as error:
         sys.exit(f"error: {error}")
     heads = [head for head, *_ in COLUMNS.values()]
+    rows = [row(folder.name, splits) for folder, splits in figures.items()]
     print_table(["photos", "test photos", *heads, "minutes"], rows)
 
 

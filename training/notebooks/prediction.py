@@ -15,8 +15,8 @@
 #
 # A network trained with Keras can be served by Keras, as a TensorFlow SavedModel, or by LiteRT
 # (formerly TensorFlow Lite), there also in 8-bit integers. **Question**: do they give the same
-# predictions, and what does each cost? **Experiment**: the same photos through all four, one at a
-# time on one thread, as a server receives them.
+# predictions, and what does each cost? **Experiment**: the same photos through each, Keras in two
+# ways, one at a time on one thread, as a server receives them.
 #
 # **To run it**: as [transfer_learning.ipynb](transfer_learning.ipynb), which writes the bundle that
 # is used here; if it is missing, it is made first.

@@ -111,7 +111,7 @@ plots.show(
 )
 
 # %% [markdown]
-# **Conclusion**: they do. Two of 1,280 dimensions are enough to separate the forests from what is
+# **Conclusion**: they do. Two principal components are enough to separate the forests from what is
 # built and from what is bare; buildings and streets overlap, and so do glaciers, mountains and the
 # sea. Expect the mistakes there.
 
@@ -196,7 +196,8 @@ for caption, drawing in drawings.items():
 # name a kind of scene. The bundle's network therefore returns a second number, an
 # out-of-distribution score: how close the photo's features are to those of the training photos.
 # Where it is below its threshold, the answer is "none of these". An answer is uncertain, too, where
-# the best class's probability is below a threshold of its own; 97 % of the photos reach both.
+# the best class's probability is below a threshold of its own; 97 % of the photos they are fitted
+# on reach both.
 
 # %%
 print("the score is", model.bundle.ood.name)
