@@ -197,6 +197,8 @@ def going_on(address: str, photos: Path, scratch: Path) -> None:
         began = time.perf_counter()
         process = start(photos, "--cluster", address, "--output", output)
         while len(list(output.glob("predictions/*"))) == before:
+            if process.poll() is not None:
+                sys.exit(f"error: the command ended with status {process.returncode}")
             time.sleep(0.01)
         seconds.append(time.perf_counter() - began)
         if not begun:

@@ -17,6 +17,7 @@ from rest_api.classifier import load_model
 from rest_api.engine import Outputs, load_engine, mean_over_views
 from tests.support import ROOT, encode, error_of, picture
 from training import export, files, metrics
+from training.checkpoint import RunError
 from training.cifar10 import networks, recipes, train
 from training.cifar10.data import LABELS, load_cifar10
 from training.cifar10.export import calibration_of, deployable, embedding_size
@@ -408,11 +409,17 @@ def test_command_exports_a_run_and_prints_a_line_that_a_shell_can_take(small_cif
 
 
 def test_run_that_held_images_out_is_calibrated_on_them(data, tmp_path):
-    run, views = tmp_path / "run-final", (View("stretch"),)
-    temperature, described = calibration_of(run, networks.vgg(1), 10, data, views, None)
+    run, views, result = tmp_path / "run-final", (View("stretch"),), {"held_out": 10}
+    temperature, described = calibration_of(run, networks.vgg(1), result, data, views, None)
     assert temperature > 0
     expected = "10 training images, which run-final was not trained on"
     assert described["calibration"]["fitted_on"] == expected
+
+
+def test_run_that_kept_no_images_back_is_not_calibrated_on_those_it_was_trained_on(data, tmp_path):
+    result = {"measured_on": "test"}
+    with pytest.raises(RunError, match=r"left none to calibrate on\. Train with --hold-out"):
+        calibration_of(tmp_path / "mine", networks.vgg(1), result, data, [View("stretch")], None)
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from benchmarks.quality.selective_prediction import selective, threshold_of
 from training import metrics
 
 
@@ -93,8 +94,8 @@ def test_joint_thresholds_reject_as_many_as_asked_together_and_each_its_share(sh
 def test_threshold_is_reached_by_the_wanted_fraction_of_predictions(logits_and_labels):
     logits, labels = logits_and_labels
     probabilities = metrics.softmax(logits)
-    threshold = metrics.threshold_of(probabilities, 0.8)
-    coverage, accuracy = metrics.selective(probabilities, labels, threshold)
+    threshold = threshold_of(probabilities, 0.8)
+    coverage, accuracy = selective(probabilities, labels, threshold)
     assert coverage == pytest.approx(0.8, abs=0.01)
     assert accuracy > metrics.accuracy(probabilities, labels)  # what it holds back is worse
 
@@ -102,8 +103,8 @@ def test_threshold_is_reached_by_the_wanted_fraction_of_predictions(logits_and_l
 def test_selective_figures_of_a_hand_made_case():
     probabilities = np.array([[0.9, 0.1], [0.8, 0.2], [0.4, 0.6]])
     labels = np.array([0, 1, 0])
-    assert metrics.selective(probabilities, labels, 0.7) == (pytest.approx(2 / 3), 0.5)
-    assert metrics.selective(probabilities, labels, 0.95) == (0.0, 1.0)
+    assert selective(probabilities, labels, 0.7) == (pytest.approx(2 / 3), 0.5)
+    assert selective(probabilities, labels, 0.95) == (0.0, 1.0)
 
 
 def test_interval_of_a_proportion_is_wilsons():

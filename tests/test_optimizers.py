@@ -2,7 +2,13 @@ import keras
 import numpy as np
 import pytest
 
-from training.optimizers import AirbenchMuon, AirbenchSGD, Steps, Triangle, orthogonalise
+from training.optimizers import (
+    AirbenchMuon,
+    AirbenchSGD,
+    Triangle,
+    orthogonalise,
+    piecewise_constant,
+)
 
 
 def test_triangle_rises_to_its_peak_and_falls_to_its_end():
@@ -28,7 +34,7 @@ def test_triangle_without_a_rise_falls_from_the_start():
 
 
 def test_steps_change_at_their_fractions_of_training():
-    schedule = Steps({0: 1.0, 0.5: 0.1, 0.9: 0.01}, steps=10)
+    schedule = piecewise_constant({0: 1.0, 0.5: 0.1, 0.9: 0.01}, steps=10)
     rates = [float(schedule(step)) for step in range(10)]
     assert rates == pytest.approx([1.0] * 5 + [0.1] * 4 + [0.01])
 

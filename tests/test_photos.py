@@ -12,6 +12,7 @@ from training.photos.inspect import (
     MIN_PHOTOS,
     Photo,
     PhotosError,
+    by_name,
     group_near_duplicates,
     report,
     split,
@@ -155,6 +156,22 @@ def test_unusable_folders_are_refused_by_name(folder):
     shutil.rmtree(folder / "dog")
     with pytest.raises(PhotosError, match="it holds only 'cat'"):
         survey(folder)
+
+
+def test_class_whose_photos_are_all_near_duplicates_is_refused(folder):
+    shutil.rmtree(folder / "cat")
+    (folder / "cat").mkdir()
+    for i in range(MIN_PHOTOS):
+        picture(i % 2, (96 + i, 72)).save(folder / "cat" / f"{i}.png")
+    with pytest.raises(PhotosError, match="cat are near-duplicates of 2 of them; 3 must differ"):
+        survey(folder)
+
+
+def test_folders_of_the_same_name_are_refused(tmp_path):
+    named = {"food": tmp_path / "food", "scenes": tmp_path / "scenes"}
+    assert by_name([*named.values(), named["food"]]) == named
+    with pytest.raises(PhotosError, match="have the same name"):
+        by_name([tmp_path / "food", tmp_path / "more" / "food"])
 
 
 def test_folder_without_any_photo_is_refused_with_the_reason(folder):

@@ -94,7 +94,7 @@ def test_finished_run_is_not_trained_again(small_cifar, tmp_path):
         [*arguments, "--epochs", "2"], cwd=ROOT, check=False, capture_output=True, text=True
     )
     assert other.returncode == 1
-    assert "finished run of 1 epochs, not 2" in other.stderr
+    assert "finished run with epochs 1.0, not epochs 2.0" in other.stderr
     for noise in ("absl", "oneDNN", "cuda", "CUDA", "0000"):
         assert noise not in first.stderr
 
@@ -296,13 +296,13 @@ def test_averaged_network_has_the_mean_weights_of_the_last_steps(
 ):
     recipe = replace(quick, network=partial(vgg, 1), batch_size=16, averaged=0.5)  # of 12 steps
     monkeypatch.setattr(train, "AVERAGE_EVERY", 2)
-    taken, take_in = [], train.take_in
+    taken, update_average = [], train.update_average
 
     def recorded(average: list[np.ndarray], network: keras.Model, share: float) -> None:
         taken.append((int(network.optimizer.iterations), network.get_weights()))
-        take_in(average, network, share)
+        update_average(average, network, share)
 
-    monkeypatch.setattr(train, "take_in", recorded)
+    monkeypatch.setattr(train, "update_average", recorded)
     network, _ = train.train(recipe, data, None, tmp_path, epochs=3)
     assert [step for step, _ in taken] == [8, 10, 12]
     means = [np.mean(each, 0) for each in zip(*(weights for _, weights in taken), strict=True)]
@@ -349,8 +349,18 @@ def test_final_run_holds_images_out_where_it_is_told_to(quick, small_cifar, tmp_
     result = run(hold_out=True)
     assert (result["images"], result["held_out"]) == (190, 10)
     assert run(hold_out=True) == result
-    with pytest.raises(train.RunError, match="finished run with images held out"):
+    with pytest.raises(train.RunError, match="finished run with held_out 10, not held_out 0"):
         run(hold_out=False)
+    with pytest.raises(train.RunError, match=r"seed 0, measured_on test.* not seed 1, measured_on"):
+        train.run_recipe("one", recipe, seed=1, data=small_cifar, run=tmp_path / "run")
+    with pytest.raises(train.RunError, match="dtype float32, not dtype mixed_bfloat16"):
+        run(hold_out=True, dtype="mixed_bfloat16")
+
+
+def test_steps_that_end_together_count_as_one_group():
+    assert train.seconds_in_steps([10, 11, 12, 13], first=1) == 4
+    assert train.seconds_in_steps([10, 10, 14, 14], first=2) == 8
+    assert train.seconds_in_steps([10, 10], first=2) == 0
 
 
 def test_images_are_held_out_of_final_runs_alone():

@@ -552,6 +552,13 @@ def test_few_photos_are_not_rejected_by_what_was_trained_on_them(photos, tmp_pat
     assert figures["true_positive_rate"]["train"] >= 0.9
 
 
+def test_sizes_of_views_are_refused_where_photos_have_one_size(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["transfer", "photos", "--views", "stretch:40"])
+    with pytest.raises(SystemExit):
+        command.parse_arguments()
+    assert "give it by --size" in capsys.readouterr().err
+
+
 def test_command_says_what_to_serve_in_shell_words(monkeypatch, capsys):
     figures = dict.fromkeys(("accuracy", "calibration_error", "milliseconds", "megabytes"), 0.5)
     figures |= {"test_photos": 1, "seconds": 1.0, "accuracy_interval": (0, 1)}

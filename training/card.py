@@ -18,12 +18,12 @@ import numpy as np
 from rest_api.bundle import CARD, MANIFEST, BundleError, load_bundle
 from training import check_installed, metrics
 from training.files import replacing
+from training.photos.backbones import LITE0
 
 NOTICE = (
     "The network is made from EfficientNet-Lite0 weights, Copyright (c) 2020 ML Illustrated, "
     "[Apache License 2.0](https://www.apache.org/licenses/LICENSE-2.0), converted."
 )
-LITE0 = "efficientnetlite0"
 GENERAL = (
     "Photos that differ much from those it was trained on, in place, light, distance or style, are "
     "classified less well than the figures say.",
@@ -64,7 +64,7 @@ def card(
             *([source] if source else []),
             "## How good it is",
             "Measured on the network as it is served.",
-            table(rows or rows_of(manifest["accuracy"])),
+            table(rows),
             "## What it does with other pictures",
             *others_of(manifest),
             "## Known failures",

@@ -105,10 +105,11 @@ def write_formats(
 
     builtins_only = {"supported_ops": [tf.lite.OpsSet.TFLITE_BUILTINS]}
     network.save(folder / FILENAMES["keras"])
-    optimizations: dict[Engine, list[Any]] = {
-        "litert-float32": [],
-        "litert": [tf.lite.Optimize.DEFAULT],  # 8-bit weights
-    }
+    optimizations: dict[Engine, list[Any]] = {"litert-float32": []}
+    if calibration is None:
+        optimizations["litert"] = [tf.lite.Optimize.DEFAULT]  # 8-bit weights
+    else:
+        (folder / FILENAMES["litert"]).write_bytes(in_integers(network, calibration))
     for engine in optimizations:
         network.export(
             folder / FILENAMES[engine],
@@ -118,9 +119,6 @@ def write_formats(
             target_spec=builtins_only,
             optimizations=optimizations[engine],
         )
-    if calibration is not None:
-        content = in_integers(network, calibration)
-        (folder / FILENAMES["litert"]).write_bytes(content)
 
 
 def in_integers(network: "keras.Model", calibration: np.ndarray) -> bytes:

@@ -75,11 +75,6 @@ def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray) ->
     return float((count * abs(confidence - correct)).sum() / len(labels))
 
 
-def threshold_of(probabilities: np.ndarray, coverage: float) -> float:
-    """The confidence that a fraction `coverage` of the predictions reaches."""
-    return float(np.quantile(probabilities.max(-1), 1 - coverage))
-
-
 def joint_thresholds(
     measures: Sequence[np.ndarray], shares: Sequence[float], coverage: float
 ) -> list[float]:
@@ -92,17 +87,6 @@ def joint_thresholds(
     ranks = [(1 + each.argsort().argsort()) / (len(each) + 1) / share for each, share in both]
     rejected = np.quantile(np.min(ranks, axis=0), 1 - coverage, method="weibull")
     return [float(np.quantile(each, rejected * share, method="weibull")) for each, share in both]
-
-
-def selective(
-    probabilities: np.ndarray, labels: np.ndarray, threshold: float
-) -> tuple[float, float]:
-    """Coverage and selective accuracy, of predictions that reach the threshold (1 if none does).
-
-    Selective prediction (Geifman & El-Yaniv 2017, arXiv:1705.08500), by softmax response.
-    """
-    kept = probabilities.max(-1) >= threshold
-    return float(kept.mean()), accuracy(probabilities[kept], labels[kept]) if kept.any() else 1.0
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:

@@ -37,16 +37,14 @@ class Triangle(keras.optimizers.schedules.LearningRateSchedule):
         return dict(vars(self))
 
 
-class Steps(keras.optimizers.schedules.PiecewiseConstantDecay):
-    """Piecewise constant: {fraction of training: learning rate from there on}."""
-
-    def __init__(self, learning_rates: Mapping[float, float], steps: int):
-        self.learning_rates, self.steps = learning_rates, steps
-        boundaries = [round(fraction * steps) - 1 for fraction in list(learning_rates)[1:]]
-        super().__init__(boundaries, list(learning_rates.values()))
-
-    def get_config(self) -> dict[str, Any]:
-        return {"learning_rates": self.learning_rates, "steps": self.steps}
+def piecewise_constant(
+    learning_rates: Mapping[float, float], steps: int
+) -> keras.optimizers.schedules.PiecewiseConstantDecay:
+    """The schedule {fraction of the `steps` of training: learning rate from there on}."""
+    boundaries = [round(fraction * steps) - 1 for fraction in list(learning_rates)[1:]]
+    return keras.optimizers.schedules.PiecewiseConstantDecay(
+        boundaries, list(learning_rates.values())
+    )
 
 
 class AirbenchSGD(keras.optimizers.Optimizer):
@@ -135,8 +133,8 @@ class AirbenchMuon(AirbenchSGD):
 def orthogonalise(matrix: Tensor, steps: int = 3) -> Tensor:
     """Bring the singular values of a matrix (M, N) near 1 by a quintic Newton-Schulz iteration.
 
-    The coefficients are Jordan's: three steps leave all but tiny values between about 0.5 and 1.5, which
-    serves as well as 1 here and costs a third of the exact answer.
+    The coefficients are Jordan's: three steps leave all but tiny values between about 0.5 and 1.5,
+    which serves as well as 1 here and costs a third of the exact answer.
     """
     tall = matrix.shape[0] > matrix.shape[1]
     x = ops.transpose(matrix) if tall else matrix

@@ -11,6 +11,7 @@ import sys
 from functools import partial
 
 import training
+from rest_api.settings import int_between
 
 
 def main() -> None:
@@ -18,7 +19,8 @@ def main() -> None:
     parser.add_argument(
         "variants", nargs="*", metavar="VARIANT", help="names in training/cifar10/study.py (all)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of everything random (%(default)s)")
+    seed = "of everything random (%(default)s)"
+    parser.add_argument("--seed", type=int_between(0, 2**32 - 1), default=0, help=seed)
     parser.add_argument("--data", help="directory of cifar-10-batches-py, default $CIFAR10_DIR")
     parser.add_argument(
         "--outliers",

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import training
+from rest_api.settings import int_between
 from training.cifar10 import recipes
 from training.cifar10.data import DataError
 
@@ -23,7 +24,7 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("recipe", choices=recipes.names())
     seed = "of everything random (0); several are a run each"
-    add("--seed", type=int, nargs="+", default=[0], metavar="N", help=seed)
+    add("--seed", type=int_between(0, 2**32 - 1), nargs="+", default=[0], metavar="N", help=seed)
     add("--epochs", type=float, help="instead of the recipe's own number")
     add("--final", action="store_true", help="train on all images, measure on the test set")
     add("--hold-out", action="store_true", help="with --final: keep 1,000 images to calibrate on")

@@ -61,7 +61,10 @@ def parse_arguments() -> argparse.Namespace:
     add("--cluster", metavar="ADDRESS", help=about)
     seed = "of split and training (%(default)s)"
     add("--seed", type=int_between(0, 2**32 - 1), default=0, help=seed)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if any(view.size for view in args.views):
+        parser.error("--views have the network's size here; give it by --size")
+    return args
 
 
 def main() -> None:

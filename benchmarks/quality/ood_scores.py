@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks.common import command_line, print_table
 from training import import_keras
 from training.photos.backbones import BACKBONES, DEFAULT, WeightsError, load_backbone
-from training.photos.inspect import PhotosError, files_in, inspect, survey
+from training.photos.inspect import PhotosError, by_name, files_in, inspect, survey
 
 SEEDS = (0, 1, 2)
 
@@ -33,11 +33,15 @@ def main() -> None:
     from training.photos.features import VIEWS, cache_name, features, pooled
 
     try:
-        tasks = {folder.name: survey(folder).photos for folder in args.photos}
+        tasks = {name: survey(folder).photos for name, folder in by_name(args.photos).items()}
+        others = by_name(args.others)
         maps = load_backbone(args.backbone, args.weights, width=args.width)
     except (PhotosError, WeightsError) as error:
         sys.exit(f"error: {error}")
-    others = {f.name: inspect([(path, "") for path in files_in(f)])[0] for f in args.others}
+    others = {
+        name: inspect([(path, "") for path in files_in(folder)])[0]
+        for name, folder in others.items()
+    }
     network = pooled(maps, BACKBONES[args.backbone].image_size)
     cache = Path("runs", "features", cache_name(network, "stretch"))
     vectors = {

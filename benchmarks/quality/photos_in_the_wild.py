@@ -23,7 +23,7 @@ from rest_api.settings import DEFAULT_MODEL
 from training import metrics
 from training.card import Row, share
 from training.files import replacing
-from training.photos.inspect import PhotosError, files_in, labelled_files
+from training.photos.inspect import PhotosError, by_name, files_in, labelled_files
 
 CONFIDENT = 0.9  # probability
 
@@ -75,7 +75,7 @@ def other_rows(name: str, others: Classified, known: Classified) -> Iterator[Row
 def rows(model: LoadedModel, photos: Path, folders: Sequence[Path]) -> Iterator[Row]:
     """Raises PhotosError if a folder cannot be used."""
     files = labelled_files(photos, model.bundle.labels)
-    others_in = {folder.name: files_in(folder) for folder in folders}
+    others_in = {name: files_in(folder) for name, folder in by_name(folders).items()}
     if empty := [name for name, inside in others_in.items() if not inside]:
         raise PhotosError(f"There are no photos in {', '.join(empty)}.")
     known = classify(model, (file for file, _ in files))

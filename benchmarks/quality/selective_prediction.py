@@ -25,10 +25,28 @@ COVERAGES = (1, 0.98, 0.95, 0.9, 0.8, 0.7)
 
 def rows(probabilities: np.ndarray, labels: np.ndarray, own: float) -> Iterator[list[str]]:
     """A row for each coverage, and one for the bundle's `own` threshold."""
-    for threshold in sorted([own, *(metrics.threshold_of(probabilities, c) for c in COVERAGES)]):
-        coverage, accuracy = metrics.selective(probabilities, labels, threshold)
+    for threshold in sorted([own, *(threshold_of(probabilities, c) for c in COVERAGES)]):
+        coverage, accuracy = selective(probabilities, labels, threshold)
         shipped = " (the bundle's)" * (threshold == own)
         yield [f"{coverage:.1%}", f"{threshold:.3f}{shipped}", f"{accuracy:.2%}"]
+
+
+def threshold_of(probabilities: np.ndarray, coverage: float) -> float:
+    """The confidence that a fraction `coverage` of the predictions reaches."""
+    return float(np.quantile(probabilities.max(-1), 1 - coverage))
+
+
+def selective(
+    probabilities: np.ndarray, labels: np.ndarray, threshold: float
+) -> tuple[float, float]:
+    """Coverage and selective accuracy, of predictions that reach the threshold (1 if none does).
+
+    Selective prediction (Geifman & El-Yaniv 2017, arXiv:1705.08500), by softmax response.
+    """
+    kept = probabilities.max(-1) >= threshold
+    return float(kept.mean()), metrics.accuracy(
+        probabilities[kept], labels[kept]
+    ) if kept.any() else 1.0
 
 
 def main() -> None:

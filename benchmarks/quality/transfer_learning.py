@@ -16,11 +16,11 @@ from benchmarks.common import command_line, mean_and_std, print_table
 from training import import_keras, results_of
 from training.export import ExportError
 from training.photos.backbones import BACKBONES, DEFAULT, WeightsError
-from training.photos.inspect import PhotosError, files_in, inspect
+from training.photos.inspect import PhotosError
 from training.transfer import train
 
 SEEDS = (0, 1, 2)
-COLUMNS = {  # of the figures: head, factor, unit, digits
+COLUMNS = {  # of the report: head, factor, unit, digits
     "accuracy": ("accuracy", 100, " %", 1),
     "true_positive_rate": ("true-positive rate", 100, " %", 1),
     "auroc": ("AUROC", 1, "", 3),
@@ -28,27 +28,14 @@ COLUMNS = {  # of the figures: head, factor, unit, digits
 }
 
 
-def measure(
-    folder: Path, seed: int, trained: tuple[Mapping[str, Any], Path], others: Path | None
-) -> dict[str, float]:
-    """The figures of the bundle of one split, on its test photos and on others.
-
-    `trained` is what training.transfer.train returned.
-    """
-    from rest_api.bundle import load_bundle
-    from training.photos.report import examine
-    from training.photos.transfer import gather
-
-    report, bundle = trained
-    test = gather(folder, None, seed)[1].parts["test"]
-    ood = inspect([(path, "") for path in files_in(others)])[0] if others else []
-    figures, _ = examine(load_bundle(bundle), {"test": test}, {"others": ood} if ood else {})
-    rate = figures["true_positive_rate"]["test"]
-    return figures | {"true_positive_rate": rate, "minutes": report["seconds"] / 60}
+def of_split(report: Mapping[str, Any]) -> dict[str, float]:
+    """What the table tells otherwise than the report."""
+    rate = report["true_positive_rate"]["test"]
+    return {"true_positive_rate": rate, "minutes": report["seconds"] / 60}
 
 
-def row(name: str, splits: Sequence[dict[str, float]]) -> list[str]:
-    """The cells of a folder of photos; empty where there are no others."""
+def row(name: str, splits: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The cells of a folder of photos, from the report of each split; empty without others."""
     cells = [name, str(splits[0]["test_photos"])]
     for key, (_, factor, unit, digits) in COLUMNS.items():
         values = [factor * split[key] for split in splits if key in split]
@@ -59,7 +46,8 @@ def row(name: str, splits: Sequence[dict[str, float]]) -> list[str]:
 def main() -> None:
     parser = command_line(__doc__)
     parser.add_argument("photos", nargs="+", type=Path, help="folders with a folder a class")
-    parser.add_argument("--others", type=Path, help="photos of anything else")
+    others = "folders of photos of anything else"
+    parser.add_argument("--others", type=Path, nargs="+", default=[], metavar="DIR", help=others)
     parser.add_argument("--backbone", choices=list(BACKBONES), default=DEFAULT)
     parser.add_argument("--weights", help="file of ImageNet weights (shipped, or Keras's download)")
     parser.add_argument("--width", type=float, default=1.0, help="MobileNetV2's alpha")
@@ -69,17 +57,18 @@ def main() -> None:
     from rest_api.errors import JobError
     from training.checkpoint import RunError
 
-    options = {"backbone": args.backbone, "weights": args.weights, "width": args.width}
+    wanted = ("backbone", "weights", "width", "others")
+    options = {name: getattr(args, name) for name in wanted}
     splits = list(product(args.photos, SEEDS))
     calls = {
         name: partial(train, folder, Path("bundles", name), seed=seed, **options)
         for folder, seed in splits
         for name in [f"{folder.name}-seed{seed}"]
     }
-    figures: dict[Path, list[dict[str, float]]] = {folder: [] for folder in args.photos}
+    figures: dict[Path, list[dict[str, Any]]] = {folder: [] for folder in args.photos}
     try:
-        for (folder, seed), trained in zip(splits, results_of(calls, args.cluster), strict=True):
-            figures[folder].append(measure(folder, seed, trained, args.others))
+        for (folder, _), (report, _) in zip(splits, results_of(calls, args.cluster), strict=True):
+            figures[folder].append(report | of_split(report))
     except (RunError, ExportError, PhotosError, WeightsError, JobError) as error:
         sys.exit(f"error: {error}")
     heads = [head for head, *_ in COLUMNS.values()]

@@ -77,9 +77,11 @@ def server_processes(pid: int) -> list[int]:
 
 def memory(pid: int) -> float:
     """MB of the server, looked at again where a process dies under our eyes."""
-    while True:
+    for _ in range(100):
         with suppress(ProcessLookupError, FileNotFoundError):
             return resident_megabytes(pid)
+        time.sleep(0.01)
+    raise RuntimeError("The server has ended.")
 
 
 def kill_one(pid: int, choose: random.Random, every: float) -> None:

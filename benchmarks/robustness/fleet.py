@@ -46,6 +46,8 @@ class Server:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
+
+    def wait_until_ready(self) -> None:
         first_response(f"{self.address}/health/ready")
 
     def stop(self) -> None:
@@ -60,6 +62,7 @@ class Server:
 @contextmanager
 def running(server: Server) -> Iterator[Server]:
     try:
+        server.wait_until_ready()
         yield server
     finally:
         if server.process.poll() is None:
@@ -105,6 +108,7 @@ def restart(servers: Sequence[Server], seconds: float) -> None:
         began = time.monotonic()
         server.stop()
         server.start()
+        server.wait_until_ready()
         time.sleep(max(2.0, pause - (time.monotonic() - began)))
 
 
@@ -114,6 +118,7 @@ def kill(servers: Sequence[Server], seconds: float) -> None:
     servers[0].process.wait()
     time.sleep(seconds / 2)
     servers[0].start()
+    servers[0].wait_until_ready()
     time.sleep(seconds / 4)
 
 

@@ -5,8 +5,8 @@ so that a finding can be made again. Stops at the first response that is neither
 that takes over ten seconds; prints the responses by status, the slowest, and by how much memory
 grew after the first tenth.
 
-A million: `--inputs 1000000`, which goes on with `--start` where it was interrupted, or a part of
-them with each of several `--seed`, side by side.
+A million: `--inputs 1000000`, or a part of them with each of several `--seed`, side by side.
+`--start N` goes on where it was interrupted, and with `--inputs 1` makes input N again.
 """
 
 import logging
@@ -38,7 +38,7 @@ def fuzz(
     """
     names, statuses, slowest, before = list(GENERATORS), Counter(), 0.0, 0.0
     client.post("/predict", data=b"no image", content_type="image/jpeg")  # starts the sandbox
-    for number in range(start, inputs):
+    for number in range(start, start + inputs):
         name = names[number % len(names)]
         data = GENERATORS[name](np.random.default_rng([seed, number]))
         began = time.perf_counter()
@@ -50,7 +50,7 @@ def fuzz(
                 f"input {number} of seed {seed} ({name}): {response.status_code} "
                 f"{response.data!r} after {slowest:.2f} s"
             )
-        if number == start + (inputs - start) // 10:
+        if number == start + inputs // 10:
             before = peak_megabytes()
         if number % REPORT == REPORT - 1:
             print(f"{number + 1:,} inputs of seed {seed}", flush=True)
@@ -66,7 +66,7 @@ def main() -> None:
     parser = command_line(__doc__)
     parser.add_argument("--inputs", type=int, default=20_000, help="how many (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the generators (%(default)s)")
-    parser.add_argument("--start", type=int, default=0, help="its first number (%(default)s)")
+    parser.add_argument("--start", type=int, default=0, help="number of the first (%(default)s)")
     args = parser.parse_args()
     from rest_api.app import create_app
 

@@ -56,6 +56,8 @@ def compare(
         servers = {
             name: command for name in SERVERS if (command := command_of(name, venvs, bundle))
         }
+        if OURS not in servers:
+            sys.exit(f"error: {venvs / SERVERS[OURS][0]} is missing: make bench")
         for number in range(rounds):
             result.limits.append(throughput_without_http(bundle, images))
             result.rounds.append({})

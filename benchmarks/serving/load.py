@@ -155,9 +155,11 @@ def started(command: Sequence[str]) -> Iterator[tuple[int, int]]:
         yield port, process.pid
     finally:
         process.terminate()
-        process.wait(timeout=60)
-        with suppress(ProcessLookupError):  # LitServe leaves its workers behind
-            os.killpg(process.pid, signal.SIGKILL)
+        try:
+            process.wait(timeout=60)
+        finally:
+            with suppress(ProcessLookupError):  # LitServe leaves its workers behind
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 @contextmanager

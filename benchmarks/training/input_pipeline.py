@@ -6,6 +6,7 @@ training step that it feeds. Random images: the content does not change the cost
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import chain, count
 from typing import TYPE_CHECKING
 
@@ -49,10 +50,11 @@ def augmentations(images: np.ndarray) -> Iterator[list[str]]:
 def pipelines(images: np.ndarray) -> Iterator[list[str]]:
     from benchmarks.training import speed
     from training import augment
-    from training.cifar10 import recipes
+    from training.cifar10 import recipes, train
 
     for name in recipes.names():
         recipe = recipes.load(name)
+        recipe = replace(recipe, dtype=train.dtype_of(recipe))  # the same at all sizes
         for size in sorted(set(recipe.resolution.values())):
             given = images if recipe.augmentation.resizes else augment.resize(images, size)
             batches = endless_batches(recipe, given, size)

@@ -8,8 +8,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import keras
-
 from benchmarks.common import mean_and_std, spread, table
 from benchmarks.training.speed import gflop_per_image, images_per_second, matrix_product_gflops
 from training.cifar10 import recipes
@@ -104,7 +102,6 @@ def speeds(rounds: int) -> Iterator[list[str]]:
             measured[dtype].append(matrix_product_gflops(dtype))
         for name in NAMES:
             recipe = recipes.load(name)
-            keras.config.set_dtype_policy("float32")
             gflop = gflop_per_image(recipe.network(), IMAGE_SIZE)
             measured[name].append(gflop * images_per_second(recipe, IMAGE_SIZE))
     for name, values in measured.items():

@@ -20,9 +20,10 @@ def images_per_second(recipe: Recipe, image_size: int) -> float:
     rng = np.random.default_rng(0)
     shape = (recipe.batch_size, image_size, image_size, 3)
     images = rng.integers(0, 256, shape, dtype=np.uint8)
-    targets = np.eye(10, dtype=np.float32)[np.arange(len(images)) % 10]
     recipe = replace(recipe, dtype=train.dtype_of(recipe))
     network = train.build(recipe, images, 0, 48, recipe.epochs)
+    classes = network.output_shape[-1]
+    targets = np.eye(classes, dtype=np.float32)[np.arange(len(images)) % classes]
     times = milliseconds(lambda: network.train_on_batch(images, targets), STEPS + 1)
     return 1000 * len(images) / float(np.median(times[1:]))  # the first step compiles
 
@@ -46,8 +47,12 @@ def gflop_per_image(network: keras.Model, image_size: int) -> float:
 
 
 def pflop(recipe: Recipe, images: int = 50_000) -> float:
-    """Arithmetic of a whole training on so many images, counted so, in 1e15; without evaluation."""
-    network, steps_per_epoch = recipe.network(), images // recipe.batch_size
+    """Arithmetic of a whole training on so many images, counted so, in 1e15; without evaluation.
+
+    Outliers count, too, as many as a recipe shows beside the images.
+    """
+    network = recipe.network()
+    steps_per_epoch = round(images * (1 + recipe.outliers)) // recipe.batch_size
     shown: dict[int, int] = defaultdict(int)  # {image size: images}
     for step in range(ceil(steps_per_epoch * recipe.epochs)):
         shown[train.image_size_of_epoch(recipe, step // steps_per_epoch)] += recipe.batch_size

@@ -6,7 +6,7 @@ stands in for it: the run of the same recipe and seed that kept 5,000 images bac
 """
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from PIL import Image
 
 from rest_api.bundle import FILENAMES, Engine, View
 from training.cam import activation_maps, shares_of_maximum
+from training.checkpoint import RunError
 from training.cifar10 import recipes
 from training.cifar10.data import HELD_OUT, LABELS, SIDE, Split, load_cifar10, split_validation
 from training.cifar10.networks import BatchNorm
@@ -79,16 +80,17 @@ def embedding_size(network: keras.Model) -> int:
 def calibration_of(
     run: Path,
     network: keras.Model,
-    held_out: int,
+    result: Mapping[str, Any],
     data: Split,
     views: Sequence[View],
     photos: Path | None,
 ) -> tuple[float, dict[str, Any]]:
     """The temperature, and what model.json says of it and of the thresholds.
 
-    `data` are the training images, of which those `held_out` and those of validation are parts.
-    Raises RunError and PhotosError.
+    `result` is the run's, `data` are the training images, of which those held out and those of
+    validation are parts. Raises RunError and PhotosError.
     """
+    held_out = result.get("held_out", 0)
     if photos:
         shown, labels = labelled_views(photos, LABELS, SIDE, views)
         fitted_on = f"{len(labels):,} photos, which {run.name} was not trained on"
@@ -97,8 +99,15 @@ def calibration_of(
         shown = views_of(map(Image.fromarray, images), SIDE, views)
         fitted_on = f"{held_out:,} training images, which {run.name} was not trained on"
     else:
-        validation_run = run.with_name(run.name.removesuffix("-final"))
-        network = network if validation_run == run else load_network(validation_run)[0]
+        validation_run = run
+        if result["measured_on"] != "validation":
+            validation_run = run.with_name(run.name.removesuffix("-final"))
+            if validation_run == run:
+                raise RunError(
+                    f"{run} was trained on all images, and left none to calibrate on. "
+                    "Train with --hold-out, or give --calibration-photos."
+                )
+            network = load_network(validation_run)[0]
         _, (images, labels) = split_validation(*data)
         shown = views_of(map(Image.fromarray, images), SIDE, views)
         fitted_on = (
@@ -131,11 +140,8 @@ def export_run(
     refuse_other_folder(destination)
     network, result = load_network(run)
     training, (images, labels) = load_cifar10(data)
-    held_out = result.get("held_out", 0)
     views = views or recipes.load(result["recipe"]).views
-    temperature, fitted = calibration_of(
-        run, network, held_out, training, views, calibration_photos
-    )
+    temperature, fitted = calibration_of(run, network, result, training, views, calibration_photos)
     description = {
         "name": name or destination.name,
         "version": f"{datetime.date.today().isoformat()}-{run.name}",

@@ -18,7 +18,7 @@ CIFAR100_CLASSES = 100
 # Never trained on: bus and pickup_truck, too near to automobile and truck. Every fifth class is
 # held out to measure how well the network tells things apart that it was not shown.
 TOO_NEAR = (13, 58)
-HELD_OUT = tuple(range(4, CIFAR100_CLASSES, 5))
+HELD_OUT_CLASSES = tuple(range(4, CIFAR100_CLASSES, 5))
 MADE = len(LABELS) + CIFAR100_CLASSES  # the class of all images that are made here
 CLASSES = MADE + 1
 
@@ -53,13 +53,13 @@ def _download() -> Split:
 
 def shown(images: np.ndarray, labels: np.ndarray) -> Split:
     """The images of the CIFAR-100 classes that are trained on."""
-    chosen = ~np.isin(labels, TOO_NEAR + HELD_OUT)
+    chosen = ~np.isin(labels, TOO_NEAR + HELD_OUT_CLASSES)
     return images[chosen], labels[chosen]
 
 
 def held_out(images: np.ndarray, labels: np.ndarray) -> Split:
     """The images of the CIFAR-100 classes that are kept for measuring."""
-    chosen = np.isin(labels, HELD_OUT)
+    chosen = np.isin(labels, HELD_OUT_CLASSES)
     return images[chosen], labels[chosen]
 
 

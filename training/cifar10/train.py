@@ -95,7 +95,7 @@ def train(
             look_ahead(network, averages["lookahead"], done)
         to_come, rest = divmod(total_steps - state.step, AVERAGE_EVERY)
         if recipe.averaged and to_come < averaged and not rest:
-            take_in(averages["mean"], network, 1 / (averaged - to_come))
+            update_average(averages["mean"], network, 1 / (averaged - to_come))
         ends.append(time.perf_counter())
         bar.update(batch_size)
 
@@ -126,11 +126,11 @@ def train(
         steps = min(steps_per_epoch, total_steps - state.step)
         ends.clear()
         figures = train_steps(network, make_batches(), steps, after_step, bar)
-        if recipe.lookahead and state.step == total_steps:
-            network.set_weights(averages["lookahead"])
-        if recipe.averaged and state.step == total_steps:
-            network.set_weights(averages["mean"])
-            set_statistics(network, islice(make_batches(), STATISTICS_BATCHES))
+        if state.step == total_steps:
+            for average in averages.values():
+                network.set_weights(average)
+            if recipe.averaged:
+                set_statistics(network, islice(make_batches(), STATISTICS_BATCHES))
 
         figures |= validate(network, validation) if validation else {}
         state.epoch = epoch + 1
@@ -140,7 +140,7 @@ def train(
             "image_size": image_size,
             **figures,
             "seconds": state.seconds,
-            "seconds_in_steps": seconds_in_steps(ends),
+            "seconds_in_steps": seconds_in_steps(ends, network.steps_per_execution),
         }
         state.history.append(row)
         save_checkpoint(run / CHECKPOINT, network, state, averages)
@@ -217,10 +217,13 @@ def fit_steps(
     return {key: round(float(fitted.history[key][0]), 5) for key in ("loss", "accuracy")}
 
 
-def seconds_in_steps(ends: Sequence[float]) -> float:
-    """The time of an epoch's steps. The first, which builds the graph, counts as the others do."""
-    between = len(ends) - 1
-    return round((ends[-1] - ends[0]) * len(ends) / between, 1) if between else 0.0
+def seconds_in_steps(ends: Sequence[float], first: int) -> float:
+    """The time of an epoch's steps, from when they ended.
+
+    The `first` of them end together, after their graph was built: they count as the others do.
+    """
+    others = len(ends) - first
+    return round((ends[-1] - ends[first - 1]) * len(ends) / others, 1) if others > 0 else 0.0
 
 
 def build(
@@ -293,10 +296,10 @@ def augmentation_of_epoch(recipe: Recipe, epoch: int, epochs: float) -> Augmenta
     return replace(recipe.augmentation, rotation=0, shift=0)
 
 
-def take_in(average: list[np.ndarray], network: keras.Model, share: float) -> None:
+def update_average(average: list[np.ndarray], network: keras.Model, share: float) -> None:
     """Take the weights into their running `average`, of which they become the fraction `share`."""
-    for i, weight in enumerate(network.get_weights()):
-        average[i] = (1 - share) * average[i] + share * weight
+    for i, weights in enumerate(network.get_weights()):
+        average[i] = (1 - share) * average[i] + share * weights
 
 
 def set_statistics(network: keras.Model, batches: Iterator[Split]) -> None:
@@ -322,7 +325,7 @@ def look_ahead(network: keras.Model, average: list[np.ndarray], done: float) -> 
     the fraction of training done. Lookahead is Zhang et al. 2019 (arXiv:1907.08610), the cubic
     schedule airbench's.
     """
-    take_in(average, network, 1 - 0.95**5 * done**3)
+    update_average(average, network, 1 - 0.95**5 * done**3)
     network.set_weights(average)
 
 
@@ -425,7 +428,14 @@ def run_recipe(
     recipe = replace(recipe, dtype=dtype or recipe.dtype)
     run = run or directory(name, seed, final)
     if (run / RESULT).exists():
-        return finished(run, recipe.epochs if epochs is None else epochs, hold_out)
+        wanted = {
+            "recipe": name,
+            "seed": seed,
+            "epochs": recipe.epochs if epochs is None else epochs,
+            "measured_on": "test" if final else "validation",
+            "held_out": HELD_OUT if hold_out else 0,
+        }
+        return finished(run, wanted if recipe.dtype == "auto" else wanted | {"dtype": recipe.dtype})
     trained_on, test = load_cifar10(data)
     validation, held_out = None, 0
     if not final:
@@ -473,18 +483,15 @@ def directory(name: str, seed: int, final: bool) -> Path:
     return Path("runs", f"{name}-seed{seed}" + "-final" * final)
 
 
-def finished(run: Path, epochs: float, hold_out: bool) -> dict[str, Any]:
-    """The result of a finished run. Raises RunError if it was one of other length or images."""
+def finished(run: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """The result of a finished run. Raises RunError if it was another one than is wanted."""
     result = read_result(run)
-    if result["epochs"] != epochs:
+    held = {key: result.get(key, value) for key, value in wanted.items()}
+    if held != wanted:
+        other = [key for key in wanted if held[key] != wanted[key]]
+        with_, not_ = (", ".join(f"{key} {each[key]}" for key in other) for each in (held, wanted))
         raise RunError(
-            f"{run} holds a finished run of {result['epochs']:g} epochs, not {epochs:g}. "
-            "Remove it, or give another --output."
-        )
-    if bool(result.get("held_out")) != hold_out:
-        held_out = "without" if hold_out else "with"
-        raise RunError(
-            f"{run} holds a finished run {held_out} images held out (--hold-out). "
+            f"{run} holds a finished run with {with_}, not {not_}. "
             "Remove it, or give another --output."
         )
     print(f"{run} is finished; remove it to train again.")

@@ -28,9 +28,9 @@ class Backbone:
     image_size: int = 224  # pixels per side, of training and serving
 
 
-DEFAULT = "efficientnetlite0"
+DEFAULT = LITE0 = "efficientnetlite0"
 BACKBONES = {
-    DEFAULT: Backbone(image_size=256),
+    LITE0: Backbone(image_size=256),
     "mobilenetv2": Backbone("MobileNetV2", "mobilenet_v2", 256),  # +1 point over 224 on dishes
     "vgg16": Backbone("VGG16", "vgg16"),
     "resnet50": Backbone("ResNet50", "resnet50"),
@@ -73,7 +73,7 @@ def load_backbone(
     if weights and weights != RANDOM and not Path(weights).is_file():
         raise WeightsError(f"The weights file {weights} does not exist.")
     images = keras.Input((None, None, 3), name="image")
-    if name == DEFAULT:
+    if name == LITE0:
         network = efficientnet_lite0()
         scaled = keras.layers.Rescaling(1 / 128, -127 / 128)(images)
         if weights != RANDOM:
@@ -145,7 +145,7 @@ def efficientnet_lite0() -> "keras.Model":
                 x = layers.Add(name=f"{name}_add")([inputs, x])
             block += 1
     x = normed(x, layers.Conv2D(1280, 1, name="head_conv", **options))
-    return keras.Model(images, x, name=DEFAULT)
+    return keras.Model(images, x, name=LITE0)
 
 
 def set_stored_weights(network: "keras.Model", path: Path) -> None:

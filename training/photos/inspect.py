@@ -74,7 +74,18 @@ def survey(folder: Path) -> Survey:
                 f"{folder / label} holds {usable} usable photos; a class needs at least "
                 f"{MIN_PHOTOS}, better 100. Add some, or remove the folder.{reasons}"
             )
+        groups = {photo.group for photo in photos if photo.label == label}
+        check_groups(len(groups), folder / label)
     return Survey(photos, skipped, notes(photos))
+
+
+def check_groups(groups: int, folder: Path) -> None:
+    """Raise PhotosError where the near-duplicates in a folder leave a part of the split empty."""
+    if groups < len(SHARES):
+        raise PhotosError(
+            f"The photos in {folder} are near-duplicates of {groups} of them; {len(SHARES)} must "
+            "differ, since near-duplicates are not divided between training and test."
+        )
 
 
 def class_files(folder: Path) -> list[tuple[Path, str]]:
@@ -120,6 +131,18 @@ def files_in(folder: Path) -> list[Path]:
     """All files below a folder except hidden ones, sorted."""
     inside = (path for path in folder.rglob("*") if path.is_file())
     return sorted(p for p in inside if not any(n[0] == "." for n in p.relative_to(folder).parts))
+
+
+def by_name(folders: Iterable[Path]) -> dict[str, Path]:
+    """Folders by their names. Raises PhotosError where two have the same."""
+    named: dict[str, Path] = {}
+    for folder in folders:
+        if named.setdefault(folder.name, folder) != folder:
+            raise PhotosError(
+                f"{named[folder.name]} and {folder} have the same name, by which their photos are "
+                "told apart. Rename one, or give the folder that holds both."
+            )
+    return named
 
 
 def inspect(files: Sequence[tuple[Path, str]]) -> tuple[list[Photo], list[tuple[Path, str]]]:

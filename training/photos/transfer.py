@@ -75,7 +75,9 @@ def gather(folder: Path, background: Path | None, seed: int) -> tuple[Survey, Da
     parts = inspect.split(found.photos, seed)
     if background:
         others, _ = inspect.deduplicate(photos_of_nothing(background))
-        for part, some in inspect.split(inspect.group_near_duplicates(others), seed).items():
+        others = inspect.group_near_duplicates(others)
+        inspect.check_groups(len({photo.group for photo in others}), background)
+        for part, some in inspect.split(others, seed).items():
             parts[part] += some
     return found, Dataset(found.labels, parts)
 
@@ -154,7 +156,7 @@ def select(task: Task) -> Selection:
     )
     epochs, interpolation, history = 0, 0.0, []
     if task.tuning:
-        whole = joined(task, heads[penalty])
+        whole = end_to_end(task, heads[penalty])
         start = whole.get_weights()
         shown = validation, dataset.class_ids(validation), task.image_size, task.resize
         validate = partial(tuning.validate, whole, *shown)
@@ -188,8 +190,7 @@ def calibrate_unseen(
         known = [photo for photo in unseen if photo.label != BACKGROUND]
         if not known or {p.label for p in seen} != {p.label for p in photos}:
             continue  # a class of so few photos that it lies in one fold
-        shown = task.features(seen, VIEWS), dataset.class_ids(seen), task.seed
-        classifier = tuned or head.fit_heads(*shown, [penalty])[penalty]
+        classifier = tuned or fit_head(task, seen, penalty)
         scorer = with_score(task, [p for p in seen if p.label != BACKGROUND], classifier)
         vectors = task.served_features(known)
         logits, scores = map(np.asarray, scorer(np.concatenate(vectors)))
@@ -199,6 +200,12 @@ def calibrate_unseen(
     how = "validation" if tuned else "training and validation"
     fitted_on = f"{len(class_ids):,} {how} photos, by networks that had not seen them"
     return calibrate(logits, class_ids, fitted_on, scores, score_name(dataset), task.coverage)
+
+
+def fit_head(task: Task, photos: Sequence[Photo], penalty: float) -> keras.Model:
+    """The linear classifier of the photos' features."""
+    class_ids = task.dataset.class_ids(photos)
+    return head.fit_heads(task.features(photos, VIEWS), class_ids, task.seed, [penalty])[penalty]
 
 
 def apart(photos: Sequence[Photo], fold: int, seed: int) -> tuple[list[Photo], list[Photo]]:
@@ -218,10 +225,9 @@ def fit(task: Task, selection: Selection) -> keras.Model:
     """
     dataset, penalty = task.dataset, selection.penalty
     photos = dataset.parts["train"] + dataset.parts["validation"]
-    shown = task.features(photos, VIEWS), dataset.class_ids(photos), task.seed
-    classifier = head.fit_heads(*shown, [penalty])[penalty]
+    classifier = fit_head(task, photos, penalty)
     if selection.interpolation:
-        whole = joined(task, classifier)
+        whole = end_to_end(task, classifier)
         start = whole.get_weights()
         tune(task, whole, photos, penalty, selection.epochs)
         tuning.interpolate(whole, start, whole.get_weights(), selection.interpolation)
@@ -236,7 +242,7 @@ def fit(task: Task, selection: Selection) -> keras.Model:
     return keras.Model(task.network.input, [probabilities, score, maps, features[:, None]])
 
 
-def joined(task: Task, classifier: keras.Model) -> keras.Model:
+def end_to_end(task: Task, classifier: keras.Model) -> keras.Model:
     """From images of any size, since fine-tuning takes smaller ones, to logits."""
     network = pooled(task.backbone)
     return keras.Model(network.input, classifier(network.output))
@@ -330,7 +336,8 @@ def transfer(
     started = time.perf_counter()
     refuse_other_folder(destination)
     found, dataset = gather(folder, background, seed)
-    ood_photos = {path.name: photos_of_nothing(path) for path in others}
+    named = inspect.by_name([*others, *([background] if background else [])])
+    ood_photos = {name: photos_of_nothing(named[name]) for name in named if named[name] in others}
     text = inspect.report(found, seed)
     print(text, flush=True)
     keras.utils.set_random_seed(seed)  # for weights and dropout of the backbone

@@ -21,7 +21,7 @@ def load() -> Callable[[Image.Image], dict]:
     interpreter = Interpreter(str(BUNDLE / "model.int8.tflite"), num_threads=1)
     interpreter.allocate_tensors()
     (into,) = interpreter.get_input_details()
-    # The other output, with one dimension, is the OOD score.
+    # The others are the OOD score, class activation maps and features.
     (out,) = (each for each in interpreter.get_output_details() if len(each["shape"]) == 2)
 
     def classify(image: Image.Image) -> dict:

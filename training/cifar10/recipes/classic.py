@@ -14,7 +14,7 @@ import keras
 from training.augment import Augmentation
 from training.cifar10.networks import vgg
 from training.cifar10.recipes import Recipe
-from training.optimizers import Steps
+from training.optimizers import piecewise_constant
 
 RATES = {0: 3e-3, 0.3: 1.5e-3, 0.55: 7e-4, 0.75: 3e-4, 0.9: 8e-5}  # {from this fraction: rate}
 
@@ -24,7 +24,7 @@ def network() -> keras.Model:
 
 
 def optimizer(steps_per_epoch: int, epochs: float) -> keras.optimizers.Adam:
-    return keras.optimizers.Adam(Steps(RATES, steps=int(steps_per_epoch * epochs)))
+    return keras.optimizers.Adam(piecewise_constant(RATES, int(steps_per_epoch * epochs)))
 
 
 recipe = Recipe(
