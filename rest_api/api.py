@@ -20,6 +20,7 @@ from werkzeug.exceptions import HTTPException, TooManyRequests
 from rest_api import __version__, schema, telemetry
 from rest_api.bundle import BundleError
 from rest_api.classifier import LoadedModel, Prediction, load_models
+from rest_api.connection import too_large
 from rest_api.errors import RequestError
 from rest_api.forms import with_pages
 from rest_api.sandbox import Budget
@@ -200,8 +201,7 @@ def sent_body(request: Request, limit: int) -> bytes:
     else:
         body = request.environ["wsgi.input"].read(size) if size <= limit else b""
     if (size or len(body)) > limit:
-        message = f"The request is too large. Send at most {limit / 2**20:g} MiB."
-        raise RequestError(413, "too_large", message)
+        raise too_large(limit)
     return body
 
 

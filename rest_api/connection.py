@@ -169,7 +169,13 @@ class Connection(asyncio.Protocol):
             raise malformed("Content-Length must be a number")
         limit = self.gateway.max_body if environ["REQUEST_METHOD"] == "POST" else 0
         self.keep = limit if int(length) <= limit else 0
+        if environ["SERVER_PROTOCOL"] == "HTTP/1.0":
+            return
+        if environ.get("HTTP_HOST", ",").count(","):  # RFC 9112, section 3.2
+            raise malformed("it must have one Host")
         if environ.get("HTTP_EXPECT", "").lower() == "100-continue":
+            if int(length) > self.keep:
+                raise too_large(limit)
             self.transport.write(CONTINUE)
 
     def on_body(self, chunk: bytes) -> None:
@@ -180,7 +186,7 @@ class Connection(asyncio.Protocol):
         elif self.size <= MAX_DISCARDED:
             self.chunks.clear()  # read on: who still sends when we close would see no answer
         else:
-            raise RequestError(413, "too_large", "The request is too large.")
+            raise too_large(self.gateway.max_body)
 
     def on_message_complete(self) -> None:
         self.last |= not self.parser.should_keep_alive()
@@ -266,6 +272,11 @@ def head_too_large() -> RequestError:
     return RequestError(431, "headers_too_large", message)
 
 
+def too_large(limit: int) -> RequestError:
+    message = f"The request is too large. Send at most {limit / 2**20:g} MiB."
+    return RequestError(413, "too_large", message)
+
+
 def malformed(what: str) -> RequestError:
     return RequestError(400, "bad_request", f"This is not an HTTP/1.1 request: {what}.")
 
@@ -279,7 +290,9 @@ def split_target(target: bytes) -> tuple[str, str]:
             raise malformed("its target has no path") from None
         target = (url.path or b"/") + b"?" + (url.query or b"")
     path, _, query = target.partition(b"?")
-    return unquote_to_bytes(path).decode("latin-1"), query.decode("latin-1")
+    # One slash, as the application's router reads several.
+    path = b"/" + unquote_to_bytes(path).lstrip(b"/")
+    return path.decode("latin-1"), query.decode("latin-1")
 
 
 @lru_cache(maxsize=128)

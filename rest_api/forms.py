@@ -27,7 +27,7 @@ def with_pages(wsgi: WSGIApplication, templates: Callable[[], Environment]) -> W
         began = time.perf_counter()
         status, headers, body = call_wsgi(wsgi, environ)
         response = Response(body, status, headers)
-        if response.is_json:
+        if body and response.is_json:  # there is none to HEAD
             page = templates().get_template("answer.html")
             milliseconds = 1000 * (time.perf_counter() - began)
             response.set_data(page.render(**shown(response.get_json()), milliseconds=milliseconds))

@@ -18,7 +18,8 @@ from wsgiref.types import WSGIApplication, WSGIEnvironment
 
 from rest_api.connection import MAX_HEAD, Answer, Connection, Headers, State, overloaded
 from rest_api.errors import RequestError
-from rest_api.schema import classifying_route
+from rest_api.processes import refuse_connections
+from rest_api.schema import HEALTH, classifying_route
 
 READ_TIMEOUT = 30.0  # seconds for a request to begin, to arrive, and for its answer to be taken
 STOP_TIMEOUT = 2.5  # the same, once the server stops
@@ -31,6 +32,8 @@ PATIENCE = 10.0  # seconds that a client may keep them in memory where there is 
 BACKLOG = 1024  # connections that wait to be accepted
 ACCEPTED_AT_ONCE = 8  # connections; those too many are open files for some turns of the loop
 FAILED = "The server failed; its log says why."
+# The answer where even the application that refuses has failed.
+LAST_RESORT = 500, [("Content-Type", "text/plain")], FAILED.encode()
 
 log = logging.getLogger("rest_api")
 
@@ -47,9 +50,9 @@ class Gateway:
     """Between a process's connections and the WSGI application; it belongs to the event loop.
 
     `threads` requests to classify are worked on at a time, and `queue` more may wait. All other
-    routes share one more thread, so that a busy server still tells its health. `refuse` makes the
-    WSGI application that answers with an error. Of more than `max_connections`, the one whose
-    client has kept us waiting longest is closed.
+    routes share one more thread, those that tell the server's health another, so that a busy server
+    still tells it. `refuse` makes the WSGI application that answers with an error. Of more than
+    `max_connections`, the one whose client has kept us waiting longest is closed.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class Gateway:
         self.max_connections = max_connections
         self.predictions = self.start_threads(threads, "predict")
         self.others = self.start_threads(1, "other")
+        self.health = self.start_threads(1, "health")
         self.slots = threads + queue
         self.buffered_bytes = 0
         self.stopping = False
@@ -88,7 +92,7 @@ class Gateway:
 
     async def listen(self, listener: socket.socket) -> None:
         """Accept who connects to `listener`."""
-        self.loop = asyncio.get_running_loop()
+        self.loop, self.listener = asyncio.get_running_loop(), listener
         name, port = listener.getsockname()[:2]
         self.environ |= {"SERVER_NAME": name, "SERVER_PORT": str(port)}
         self.server = await self.loop.create_server(
@@ -105,6 +109,7 @@ class Gateway:
     def stop(self) -> None:
         """Accept no more, close the connections that ask for nothing, answer the others."""
         self.stopping, self.timeout = True, STOP_TIMEOUT
+        refuse_connections(self.listener)
         self.server.close()
         for connection in list(self.waiting):
             self.wait(connection)
@@ -174,7 +179,8 @@ class Gateway:
     def take(self, connection: Connection) -> None:
         """Have a thread answer a request that has arrived whole."""
         self.waiting.pop(connection, None)
-        classifies = classifying_route(connection.environ["PATH_INFO"])
+        path = connection.environ["PATH_INFO"]
+        classifies = connection.environ["REQUEST_METHOD"] == "POST" and classifying_route(path)
         if not connection.fits():
             connection.send(self.refusal(overloaded(), connection.environ))
         elif classifies and not self.slots:
@@ -184,7 +190,8 @@ class Gateway:
             job = Job(connection, time.monotonic() + QUEUE_TIMEOUT, 1 if classifies else 0)
             self.slots -= job.slots
             connection.queued = [job]
-            (self.predictions if classifies else self.others).put(connection.queued)
+            others = self.health if path.startswith(HEALTH) else self.others
+            (self.predictions if classifies else others).put(connection.queued)
 
     def done(self, job: Job, answer: Answer) -> None:
         self.slots += job.slots
@@ -224,7 +231,11 @@ class Gateway:
 
     def refusal(self, error: RequestError, environ: WSGIEnvironment) -> Answer:
         """The answer to a request of which no more than `environ` is known."""
-        return call_wsgi(self.refuse(error), self.environ | environ)
+        try:
+            return call_wsgi(self.refuse(error), self.environ | environ)
+        except Exception:  # else it would end a thread, or leave a connection open for ever
+            log.exception("The refusal failed.")
+            return LAST_RESORT
 
 
 def call_wsgi(wsgi: WSGIApplication, environ: WSGIEnvironment) -> Answer:

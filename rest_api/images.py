@@ -4,14 +4,12 @@ import contextlib
 import io
 import itertools
 import math
-import struct
 import warnings
-import zlib
 from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from rest_api.bundle import Resize, View, sizes_of
 from rest_api.errors import RequestError
@@ -39,17 +37,17 @@ SHARES = {"WEBP": 0.24, "AVIF": 0.24, "HEIF": 0.5, "TIFF": 0.5}
 BMP_RLE = (1, 2)  # decoded by Pillow in Python
 START_OF_SCAN = b"\xff\xda"
 MAX_SCANS = 100  # of a progressive JPEG; encoders make about ten
-# What Pillow raises on damaged files, besides UnidentifiedImageError.
-DECODING_ERRORS = (
-    OSError,
-    ValueError,
-    RuntimeError,
-    SyntaxError,
-    EOFError,
-    IndexError,
-    struct.error,
-    zlib.error,
-)
+# How to turn an image upright, by its EXIF orientation.
+ORIENTATION = 0x0112
+TRANSPOSES = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def silence_pillow() -> None:
@@ -79,21 +77,23 @@ def decode(data: bytes, image_size: int, max_pixels: int = Settings.max_pixels) 
         raise RequestError(415, "unsupported_format", message) from error
     except Image.DecompressionBombError as error:  # over Pillow's own limit, of 179 megapixels
         raise too_many_pixels("image", max_pixels) from error
-    except DECODING_ERRORS as error:
+    except (RequestError, MemoryError):
+        raise
+    except Exception as error:  # Pillow's plugins raise whatever a damaged file leads to
         raise RequestError(
             422, "corrupt_image", "The image file is damaged or too large."
         ) from error
-    if image.info.get("progressive") and data.count(START_OF_SCAN) > MAX_SCANS:
+    if is_progressive(image) and data.count(START_OF_SCAN) > MAX_SCANS:
         raise too_complex(f"The JPEG file has more than {MAX_SCANS} scans.")
     try:
         image.draft("RGB", (SPARE * image_size, SPARE * image_size))
         image.load()
-        rgb = shrink_to_rgb(image, 3 * image_size)
-        ImageOps.exif_transpose(rgb, in_place=True)
-    except DECODING_ERRORS as error:
+        return upright(shrink_to_rgb(image, 3 * image_size))
+    except MemoryError:
+        raise
+    except Exception as error:
         message = f"The {image.format} file is truncated, damaged or too large."
         raise RequestError(422, "corrupt_image", message) from error
-    return rgb
 
 
 def check_size(image: Image.Image, max_pixels: int) -> None:
@@ -102,7 +102,7 @@ def check_size(image: Image.Image, max_pixels: int) -> None:
         message = f"The image has a side of more than {MAX_SIDE:,} pixels."
         raise RequestError(413, "too_many_pixels", message)
     kind, share = image.format, SHARES.get(image.format or "", 1)
-    if image.info.get("progressive"):  # libjpeg holds all coefficients, of two bytes each
+    if is_progressive(image):  # libjpeg holds all coefficients, of two bytes each
         areas = [across * down for _, down, across, _ in image.layer]  # type: ignore[attr-defined]
         kind, share = "progressive JPEG", min(1, 2.4 * max(areas) / max(1, sum(areas)))
     elif image.format == "BMP" and image.info["compression"] in BMP_RLE:
@@ -110,6 +110,22 @@ def check_size(image: Image.Image, max_pixels: int) -> None:
     limit = round(share * max_pixels)
     if image.width * image.height > limit:
         raise too_many_pixels(f"{kind} image" if share < 1 else "image", limit)
+
+
+def is_progressive(image: Image.Image) -> bool:
+    return image.format == "JPEG" and "progressive" in image.info  # elsewhere it is a text
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF says.
+
+    ImageOps.exif_transpose would write the EXIF anew as well, which fails where it is odd.
+    """
+    orientation = None
+    with contextlib.suppress(Exception):  # an odd EXIF is no reason to refuse whole pixels
+        orientation = image.getexif().get(ORIENTATION)
+    method = TRANSPOSES.get(orientation) if isinstance(orientation, int) else None
+    return image if method is None else image.transpose(method)
 
 
 def too_many_pixels(kind: str, limit: int) -> RequestError:
@@ -141,6 +157,8 @@ def shrink_to_rgb(image: Image.Image, side: int) -> Image.Image:
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert any mode to RGB."""
+    if isinstance(image.info.get("transparency"), str):  # a PNG's text of that name
+        del image.info["transparency"]
     if image.mode == "RGB" and not image.has_transparency_data:
         return image
     if image.has_transparency_data:

@@ -83,6 +83,7 @@ class Slot:
         self.failures = 0 if self.serves else self.failures + 1
         pause = PAUSES[min(self.failures, len(PAUSES) - 1)]
         if pause:
+            refuse_connections(self.socket)  # the other processes hold it, too
             self.socket.close()
             self.socket = self.bind()
         self.due = time.monotonic() + pause
@@ -154,6 +155,15 @@ def stop(slots: list[Slot], which: int, received: Connection, grace: float) -> N
         wait([received, *(process.sentinel for process in alive)], left)
         while received.poll():
             tell(slots, received.recv_bytes()[0])
+
+
+def refuse_connections(listener: socket.socket) -> None:
+    """Have the system refuse who connects from here on, although other processes hold the socket.
+
+    On Linux; elsewhere they may go on listening.
+    """
+    with suppress(OSError):  # it does not listen
+        listener.shutdown(socket.SHUT_RDWR)
 
 
 @contextmanager

@@ -24,6 +24,7 @@ CLASSIFYING = (
     f"{V2}/infer",
     f"{V2_VERSION}/infer",
 )
+HEALTH = ("/health/", "/v2/health/")  # what probes ask for begins so
 PATTERNS = [(rule, re.compile(re.sub("<[a-z]+>", "[^/]+", rule))) for rule in CLASSIFYING]
 Probability = Annotated[float, Meta(ge=0, le=1)]
 Uncertain = Annotated[

@@ -56,6 +56,11 @@ def test_browsers_form_is_answered_by_a_page_of_the_same_facts(client):
     assert re.search(r"cifar10 answered in \d+ ms", answer.text)
 
 
+def test_browser_that_asks_for_the_head_alone_gets_no_page(client):
+    answer = client.head("/predict", headers={"Accept": BROWSER})
+    assert (answer.status_code, answer.data) == (405, b"")
+
+
 def test_several_files_of_a_form_are_shown_each_and_their_names_escaped(client):
     (best, *_) = send(client, None).get_json()["predictions"]
     answer = send(client, BROWSER, "one.jpg", "<b>two</b>.jpg")

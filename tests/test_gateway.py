@@ -190,6 +190,18 @@ def test_client_that_asks_before_it_sends_is_told_to_go_on():
         assert answer_of(client)[2] == b"3:abc"
 
 
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (request(expect="100-continue", content_length="101"), 413),
+        (request(b"abc", expect="100-continue").replace(b"HTTP/1.1", b"HTTP/1.0"), 200),
+    ],
+)
+def test_client_is_not_told_to_go_on_where_that_is_of_no_use(sent, status):
+    with gate() as server:
+        assert ask(server.port, sent)[0] == status
+
+
 def test_client_that_closes_its_side_after_the_request_is_answered():
     def wsgi(environ, start_response):
         time.sleep(0.2)
@@ -229,6 +241,8 @@ def test_old_clients_connection_is_kept_only_where_it_asks(version, kept):
         b"GET /\r\n\r\n",
         b"GET / HTTP/1.2\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost : x\r\n\r\n",
+        b"GET / HTTP/1.1\r\n\r\n",
+        request(host="another"),
         request(b"abc", content_length="0" * 5000),
         request(b"abc", content_length="-3"),
         request(b"abc", content_length=""),
@@ -273,22 +287,13 @@ def test_endless_headers_that_come_at_once_are_refused_once(caplog):
     assert not caplog.records
 
 
-def test_what_follows_an_upgrade_is_no_request_even_where_the_server_is_busy():
-    def wsgi(environ, start_response):
-        assert leave.wait(30)
-        return application(environ, start_response)
-
-    leave = threading.Event()
+def test_what_follows_an_upgrade_is_no_request():
     upgrade = {"connection": "Upgrade", "upgrade": "h2c"}
-    with gate(wsgi) as server, connect(server.port) as busy, connect(server.port) as client:
-        busy.sendall(request(b"x"))
-        until(lambda: server.gateway.slots == 0)
+    with gate() as server, connect(server.port) as client:
         client.sendall(request(method="GET", **upgrade, content_length="99"))
-        assert code(answer_of(client)) == "503 overloaded"
+        assert answer_of(client)[0] == 200
         client.sendall(request(method="GET"))
         assert is_closed(client)
-        leave.set()
-        assert answer_of(busy)[0] == 200
 
 
 def test_silent_client_is_closed_and_slow_one_told_so(monkeypatch):
@@ -370,6 +375,61 @@ def test_full_queue_is_refused_after_a_moment_and_told_when_to_come_back():
             assert answer_of(client)[0] == 200
             client.close()
         assert server.gateway.slots == 2
+
+
+def test_request_queues_however_many_slashes_its_path_begins_with():
+    leave = threading.Event()
+
+    def wsgi(environ, start_response):
+        assert leave.wait(30)
+        return application(environ, start_response)
+
+    with gate(wsgi, threads=1, queue=0) as server, connect(server.port) as client:
+        client.sendall(request(b"x", "//predict"))
+        until(lambda: server.gateway.slots == 0)
+        assert code(ask(server.port, request(b"x", "/%2F/predict"))) == "503 overloaded"
+        leave.set()
+        assert answer_of(client)[1]["X-Path"] == "/predict"
+
+
+def test_only_what_is_posted_queues():
+    leave = threading.Event()
+
+    def wsgi(environ, start_response):
+        assert environ["REQUEST_METHOD"] != "POST" or leave.wait(30)
+        return application(environ, start_response)
+
+    with gate(wsgi, threads=1, queue=0) as server, connect(server.port) as client:
+        client.sendall(request(b"x"))
+        until(lambda: server.gateway.slots == 0)
+        for method in ("GET", "OPTIONS"):  # a browser asks with OPTIONS whether it may post
+            assert ask(server.port, request(method=method))[0] == 200
+        leave.set()
+
+
+def test_health_is_told_while_other_routes_hang():
+    leave = threading.Event()
+
+    def wsgi(environ, start_response):
+        assert "health" in environ["PATH_INFO"] or leave.wait(30)
+        return application(environ, start_response)
+
+    with gate(wsgi) as server, connect(server.port) as client:
+        client.sendall(request(path="/models", method="GET"))
+        for path in ("/health/live", "/v2/health/ready"):
+            assert ask(server.port, request(path=path, method="GET"))[0] == 200
+        leave.set()
+
+
+def test_thread_outlives_an_application_that_cannot_even_refuse(caplog):
+    def wsgi(environ, start_response):
+        raise RuntimeError
+
+    with gate(wsgi, refuse=lambda error: wsgi) as server:
+        for _ in range(2):
+            status, _, body = ask(server.port, request(b"x"))
+            assert (status, body) == (500, gateway.FAILED.encode())
+    assert "The refusal failed." in caplog.text
 
 
 def test_slot_is_free_again_after_a_failure(caplog):
@@ -567,8 +627,12 @@ def test_stop_closes_idle_connections_and_answers_what_was_accepted():
         accepted.sendall(request(b"abc"))
         assert begun.wait(10)
         started = time.monotonic()
+        others = server.gateway.listener.dup()  # as another process holds it
         server.stop()
         assert is_closed(idle)
+        with pytest.raises(ConnectionRefusedError):
+            connect(server.port)
+        others.close()
         assert time.monotonic() - started < 2
         answer = answer_of(slow)
         assert code(answer) == "408 too_slow"

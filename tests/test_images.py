@@ -3,7 +3,8 @@ import zipfile
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
+from PIL.PngImagePlugin import PngInfo
 
 from benchmarks.robustness.bombs import BOMBS
 from rest_api import images
@@ -84,6 +85,29 @@ def test_exif_orientation_is_applied(orientation):
     exif[0x0112] = orientation
     rgb = colours(encode(stored, "PNG", exif=exif))
     np.testing.assert_array_equal(rgb, np.asarray(upright))
+
+
+@pytest.mark.parametrize("keyword", ["progressive", "transparency", "xmp", "exif", "dpi"])
+def test_texts_in_a_png_are_no_more_than_texts(keyword):
+    texts = PngInfo()
+    texts.add_text(keyword, "a")
+    rgb = colours(encode(gradient(), "PNG", pnginfo=texts))
+    np.testing.assert_array_equal(rgb, np.asarray(gradient()))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+def test_odd_exif_is_no_reason_to_refuse_an_image():
+    exif = Image.Exif()
+    exif[ExifTags.Base.ImageDescription] = "a frog"
+    exif[ExifTags.Base.Orientation] = 6
+    exif[ExifTags.Base.XResolution] = 72.0
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.ExposureTime] = 0.01
+    exif.get_ifd(ExifTags.IFD.GPSInfo)[ExifTags.GPS.GPSLatitude] = (51.0, 30.0, 0.0)
+    whole, rng = exif.tobytes(), np.random.default_rng(0)
+    for _ in range(300):
+        odd = bytearray(whole)
+        odd[rng.integers(6, len(odd))] = rng.integers(256)
+        assert decode(encode(gradient(), "JPEG", exif=bytes(odd)), 32).size in ((64, 48), (48, 64))
 
 
 def test_large_jpeg_is_decoded_at_reduced_scale_and_looks_the_same():

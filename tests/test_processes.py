@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.serving.load import free_port
+from rest_api.app import binding
 from rest_api.processes import SERVES, Slot
 from tests.support import ROOT
 
@@ -125,6 +127,19 @@ def test_pauses_grow_only_while_processes_die_before_they_serve():
         slot.plan_next("has died (1)")
         pauses.append(round(slot.due - time.monotonic(), 1))
     assert pauses == [0, 0, 0.5, 1, 2, 0, 0]
+    slot.socket.close()
+
+
+def test_socket_is_closed_before_a_pause_although_other_processes_hold_it():
+    bind = binding("127.0.0.1", free_port())
+    slot = Slot(0, bind)
+    inherited = slot.socket.dup()
+    inherited.listen()
+    slot.serves, slot.failures = False, 1
+    slot.plan_next("has died (1)")
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(inherited.getsockname(), timeout=5)
+    inherited.close()
     slot.socket.close()
 
 
