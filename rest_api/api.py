@@ -15,7 +15,7 @@ import msgspec
 from flask import Blueprint, Flask, Request, Response
 from multipart import MultipartError, MultipartSegment, PushMultipartParser
 from spectree import Response as Responses
-from werkzeug.exceptions import HTTPException, TooManyRequests
+from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound, TooManyRequests
 
 from rest_api import __version__, schema, telemetry
 from rest_api.bundle import BundleError
@@ -31,6 +31,7 @@ from rest_api.settings import Settings
 api = Blueprint("api", __name__)
 log = logging.getLogger("rest_api")
 
+PARAMETERS = tuple(field.name for field in msgspec.structs.fields(schema.PredictQuery))
 MAX_PARTS = 2000  # of a form: twice the most images that --max-files can allow
 
 WHAT_TO_SEND = (
@@ -115,9 +116,10 @@ def predict() -> Response:
     app = this_app()
     # The proxy would look the request up at each use.
     request: Request = flask.request._get_current_object()  # type: ignore[attr-defined]
+    check_query(request)
     model = requested_model(request, app.models)
     top = requested_top(request, len(model.bundle.labels))
-    explained = requested_explanation(request, model)
+    explained = requested_explanation(request, model, app.models)
     images = sent_images(request, app.settings)
     about = schema.Model(model.bundle.name, model.bundle.version)
     if len(images) > 1:
@@ -220,20 +222,41 @@ def images_in_form(body: bytes, boundary: str) -> list[tuple[str, bytes]]:
                     content += event
                 elif part.name == "image" and part.filename is not None:
                     images.append((part.filename, content))
+                else:
+                    raise field_not_read(part.name)
     except MultipartError as error:
         raise RequestError(400, "no_image", f"The form is damaged: {error}.") from error
     return images
+
+
+def field_not_read(name: str) -> RequestError:
+    """What is wrong with a field of a form that is no file, or not named `image`."""
+    if name == "image":
+        message = f"The form field 'image' is a text, not a file. {WHAT_TO_SEND}"
+        return RequestError(400, "no_image", message)
+    right = f"{PREDICT}?{name}=…" if name in PARAMETERS else WHAT_TO_SEND
+    message = f"The form has a field {name[:40]!r}, and only 'image' is read. {right}"
+    return RequestError(400, "unknown_field", message)
 
 
 def image_in_json(body: bytes) -> bytes:
     """The image of `{"image": "<base64>"}`; a data: URL serves too. Raises RequestError."""
     try:
         text = msgspec.json.decode(body, type=schema.Base64Image).image
+        if "\n" in text:  # in lines, as many programs write base64
+            text = "".join(text.split())
         return base64.b64decode(
             text.rpartition(",")[2] if text.startswith("data:") else text, validate=True
         )
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise RequestError(400, "invalid_json", f"{error}. {WHAT_TO_SEND}") from error
+
+
+def check_query(request: Request) -> None:
+    """Raise RequestError where the query has a parameter that nothing reads."""
+    if unknown := sorted(request.args.keys() - PARAMETERS):
+        message = f"There is no parameter {unknown[0][:40]!r}. There are: {', '.join(PARAMETERS)}."
+        raise RequestError(400, "unknown_parameter", message)
 
 
 def requested_model(request: Request, models: Mapping[str, LoadedModel]) -> LoadedModel:
@@ -257,13 +280,16 @@ def requested_top(request: Request, classes: int) -> int:
     return min(int(value), classes)
 
 
-def requested_explanation(request: Request, model: LoadedModel) -> bool:
+def requested_explanation(
+    request: Request, model: LoadedModel, models: Mapping[str, LoadedModel]
+) -> bool:
     """Whether the query asks where the best class was seen. Raises RequestError."""
     value = request.args.get("explain", "false")
     if value not in ("true", "false"):
         raise RequestError(400, "invalid_explain", f"explain must be true or false, not {value!r}.")
     if value == "true" and not model.bundle.explains:
-        message = f"The network of {model.bundle.name!r} cannot explain its predictions."
+        able = ", ".join(name for name in models if models[name].bundle.explains) or "none"
+        message = f"{model.bundle.name!r} cannot explain its predictions. Models that can: {able}."
         raise RequestError(400, "cannot_explain", message)
     return value == "true"
 
@@ -405,5 +431,10 @@ def http_error(error: HTTPException) -> Response:
     message = error.description or error.name
     if isinstance(error, TooManyRequests):  # the description is the limit alone
         message = f"The limit is {message}. Try again after the seconds that Retry-After gives."
+    elif isinstance(error, NotFound):
+        message = "There is no such route. GET /docs describes those that there are."
+    elif isinstance(error, MethodNotAllowed):
+        allowed = ", ".join(sorted({*(error.valid_methods or ())} - {"HEAD", "OPTIONS"}))
+        message = f"{flask.request.method} is not allowed here. Allowed: {allowed}."
     headers = {name: value for name, value in error.get_headers() if name == "Allow"}
     return refused(RequestError(error.code or 500, code, message, headers))

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -21,7 +22,12 @@ from functools import partial
 from itertools import product
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 if __name__ == "__main__":
     if hasattr(signal, "SIGHUP"):
@@ -41,6 +47,7 @@ SETTINGS = Settings()
 GRACE = 30  # seconds that accepted requests have to end when the server stops
 MAX_CONNECTIONS = 4096  # of each process
 OTHER_FILES = 64  # that a process has open
+METRICS = "classifier-metrics-"  # how the name of their temporary folder begins
 METRICS_FILES = ("counter", "histogram", "gauge_livesum", "gauge_livemax")  # of prometheus_client
 METRICS_SIZE = 256 * 2**10  # bytes, written at the start: a disk that fills later does no harm
 
@@ -132,7 +139,8 @@ def serve(settings: Settings) -> int:
 
         schedule_in_batches()
         names = ", ".join(str(path) for path in settings.models)
-        address = f"http://{settings.host}:{settings.port}"
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        address = f"http://{host}:{settings.port}"
         print(f"cifar10-cnn {__version__}: serving {names} on {address}", flush=True)
         # Processes load the networks themselves, each its own: the parent holds none to fork.
         work = partial(run_process, settings, connections)
@@ -169,8 +177,9 @@ def shared_metrics(processes: int) -> Iterator[None]:
     """
     with contextlib.ExitStack() as stack:
         try:
-            made = tempfile.TemporaryDirectory(prefix="classifier-metrics-")
-            folder = Path(stack.enter_context(made))
+            remove_unused(METRICS)
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=METRICS)))
+            stack.enter_context(locked(folder))
             for name, kind in product(["parent", *range(processes)], METRICS_FILES):
                 (folder / f"{kind}_{name}.db").write_bytes(bytes(METRICS_SIZE))
         except OSError as error:
@@ -179,6 +188,22 @@ def shared_metrics(processes: int) -> Iterator[None]:
         else:
             os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)  # prometheus_client looks there
         yield
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Mark a folder as in use by this process and its children. Raises OSError if it is already."""
+    with (folder / "lock").open("w") as file:
+        if fcntl:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+
+
+def remove_unused(prefix: str) -> None:
+    """Remove the temporary folders of servers that were killed before they could."""
+    for lock in Path(tempfile.gettempdir()).glob(f"{prefix}*/lock") if fcntl else ():
+        with contextlib.suppress(OSError), locked(lock.parent):  # else it is in use
+            shutil.rmtree(lock.parent)
 
 
 def warn(message: str) -> None:
@@ -201,17 +226,25 @@ def binding(host: str, port: int) -> Callable[[], socket.socket]:
 
     Linux spreads connections over all that listen at a port. Elsewhere, processes share one.
     """
+    family, address = resolve(host, port)
     if sys.platform != "linux":
-        return socket.create_server((host, port)).dup
+        return socket.create_server(address, family=family).dup
 
     def bind() -> socket.socket:
-        each = socket.socket()
+        each = socket.socket(family)
         each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        each.bind((host, port))
+        each.bind(address)
         return each
 
     return bind
+
+
+def resolve(host: str, port: int) -> tuple[socket.AddressFamily, Any]:
+    """Where to listen, IPv4 where a name has both. Raises OSError."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    family, _, _, _, address = min(found, key=lambda each: each[0] != socket.AF_INET)
+    return family, address
 
 
 def check(settings: Settings) -> None:
@@ -225,7 +258,8 @@ def check(settings: Settings) -> None:
     except (BundleError, OSError) as error:
         sys.exit(f"error: {error}")
     try:
-        socket.create_server((host, port)).close()
+        family, address = resolve(host, port)
+        socket.create_server(address, family=family).close()
     except OSError as error:
         airplay = sys.platform == "darwin" and port == 5000
         sys.exit(

@@ -22,6 +22,7 @@ with contextlib.suppress(ImportError):
 
     pillow_heif.register_heif_opener()
     FORMATS.append("HEIF")
+HEIC = (b"ftypheic", b"ftypheix", b"ftypmif1")  # after four bytes
 Image.init()  # load the format plugins now, not at the first request
 WHITE = (255, 255, 255, 255)
 GREY = (128, 128, 128)
@@ -74,6 +75,11 @@ def decode(data: bytes, image_size: int, max_pixels: int = Settings.max_pixels) 
         check_size(image, max_pixels)
     except UnidentifiedImageError as error:
         message = f"This is not an image in one of the formats {', '.join(FORMATS)}."
+        if data[4:12] in HEIC:
+            message = (
+                "This is HEIC, as iPhones store photos, which is not read here. Send it as JPEG, "
+                "or install the package pillow-heif where the classifier runs."
+            )
         raise RequestError(415, "unsupported_format", message) from error
     except Image.DecompressionBombError as error:  # over Pillow's own limit, of 179 megapixels
         raise too_many_pixels("image", max_pixels) from error

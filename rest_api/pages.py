@@ -1,5 +1,6 @@
 """The pages for people: the classifier at `/`, a model's card, the API documentation at `/docs`."""
 
+from functools import lru_cache
 from pathlib import Path
 
 import flask
@@ -36,11 +37,15 @@ def card(name: str) -> Response:
     if path is None:
         raise RequestError(404, "no_card", f"The model {name!r} has no card.")
     text = path.read_text(encoding="utf-8", errors="replace")
-    if not prefers_page(flask.request.headers.get("Accept", ""), "text/markdown"):
-        return Response(text, content_type="text/markdown; charset=utf-8")
-    return Response(render_template("card.html", name=name, content=as_html(text)))
+    if prefers_page(flask.request.headers.get("Accept", ""), "text/markdown"):
+        response = Response(render_template("card.html", name=name, content=as_html(text)))
+    else:
+        response = Response(text, content_type="text/markdown; charset=utf-8")
+    response.vary.add("Accept")
+    return response
 
 
+@lru_cache(maxsize=16)
 def as_html(text: str) -> str:
     """Markdown as HTML that is safe to show: no tags, scripts or styles of its own."""
     from markdown_it import MarkdownIt  # 20 ms that no other route needs

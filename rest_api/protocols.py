@@ -229,14 +229,14 @@ def images_in(tensor: Tensor, binary: bytes, bundle: Bundle, limit: int) -> list
             check_number(number := math.prod(tensor.shape), limit)
             if tensor.data is None:
                 return elements(binary, number)
-            texts = np.array(tensor.data, object).reshape(number)
+            texts = reshape(np.array(tensor.data, object), [number])
             return [base64.b64decode(text, validate=True) for text in texts]
         if (tensor.name, tensor.datatype) == ("pixels", "UINT8"):
             check_number(tensor.shape[0], limit)
             # As objects: of strings, NumPy would give each the room of the longest.
             given = tensor.data
             sent = np.frombuffer(binary, np.uint8) if given is None else np.array(given, object)
-            return [as_file(pixels, bundle) for pixels in sent.reshape(tensor.shape)]
+            return [as_file(pixels, bundle) for pixels in reshape(sent, tensor.shape)]
     except (ValueError, TypeError) as error:
         problem = error
     message = (
@@ -244,6 +244,13 @@ def images_in(tensor: Tensor, binary: bytes, bundle: Bundle, limit: int) -> list
         f"or 'pixels' of UINT8, of the shape [N, {', '.join(map(str, square_shape(bundle)))}]."
     )
     raise RequestError(400, "invalid_tensor", message)
+
+
+def reshape(values: np.ndarray, shape: list[int]) -> np.ndarray:
+    """The values in a shape. Raises ValueError."""
+    if values.size != math.prod(shape):
+        raise ValueError(f"The data has {values.size} elements, the shape {math.prod(shape)}")
+    return values.reshape(shape)
 
 
 def elements(binary: bytes, number: int) -> list[bytes]:

@@ -305,7 +305,9 @@ def limit_memory(max_pixels: int) -> None:
         import resource
 
         most = round(MEMORY + MEMORY_OF_A_PIXEL * max_pixels)
-        resource.setrlimit(resource.RLIMIT_DATA, (most, resource.RLIM_INFINITY))
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)  # which only root may raise
+        soft = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
 def limit_time(seconds: float) -> None:

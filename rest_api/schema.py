@@ -144,7 +144,7 @@ class PredictQuery(msgspec.Struct):
     ) = UNSET
 
 
-class Base64Image(msgspec.Struct):
+class Base64Image(msgspec.Struct, forbid_unknown_fields=True):
     image: Annotated[str, Meta(description="the bytes of an image file in base64")]
 
 

@@ -1,6 +1,7 @@
 """Who may send requests, how often, and what a browser is told about our pages."""
 
 import hmac
+import re
 from collections.abc import Iterable
 from ipaddress import AddressValueError, IPv6Address, IPv6Network
 from typing import Any
@@ -21,7 +22,8 @@ GUARDED = (
     *SHARED,
     *CLASSIFYING,
     CARD,
-    *(V2, V2_VERSION, f"{V1}/metadata", f"{V1_VERSION}/metadata"),
+    *(V1, V1_VERSION, f"{V1}/metadata", f"{V1_VERSION}/metadata"),
+    *(V2, V2_VERSION, f"{V2}/ready", f"{V2_VERSION}/ready"),
 )
 HEADERS = [
     # Nothing but our own files, no inline script; thumbnails are blob: URLs.
@@ -36,6 +38,7 @@ HEADERS = [
     ("Cross-Origin-Opener-Policy", "same-origin"),
     ("Permissions-Policy", "camera=(self), geolocation=(), microphone=()"),
 ]
+ADDRESS_AND_PORT = re.compile(r"([\d.]+):\d+|\[(.+)\](?::\d+)?")
 PREFLIGHT = [
     ("Access-Control-Allow-Methods", "GET, POST"),
     ("Access-Control-Allow-Headers", "Authorization, Content-Type, X-API-Key, X-Request-ID"),
@@ -65,6 +68,8 @@ def init_app(app: Flask, settings: Settings) -> None:
 def client() -> str:
     """Whose requests are counted together: an IPv4 address, or the 64 bits of a network in IPv6."""
     text = get_remote_address()
+    if with_port := ADDRESS_AND_PORT.fullmatch(text):  # as some proxies write it
+        text = with_port[1] or with_port[2]
     try:
         address = IPv6Address(text)
     except AddressValueError:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from rest_api.bundle import FILENAMES, Engine
 
@@ -120,6 +121,21 @@ def storage_options(address: str) -> dict[str, Any]:
     return timeouts if address.startswith("redis") else {}
 
 
+def origin(text: str) -> str:
+    """An origin as browsers send it, or * for all, for argparse."""
+    parts = urlsplit(text)
+    if text != "*" and text != f"{parts.scheme}://{parts.netloc}":
+        raise argparse.ArgumentTypeError(f"{text!r} is no origin such as https://example.org")
+    return text
+
+
+def available_cores() -> int:
+    """Those that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 @dataclass(frozen=True)
 class Settings:
     """Of the server, and of the application in each of its processes."""
@@ -144,7 +160,7 @@ class Settings:
         action="append",
     )
     workers: int = number(
-        os.cpu_count() or 1, "--workers", "server processes", 1, 256, shown="one per core"
+        available_cores(), "--workers", "server processes", 1, 256, shown="one per core"
     )
     engine: Engine | None = option(  # noqa: RUF009
         None,
@@ -195,6 +211,7 @@ class Settings:
         (),
         "--cors",
         "an origin whose pages may send requests from a browser; again for more",
+        type=origin,
         action="append",
     )
     drain: int = number(

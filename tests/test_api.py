@@ -83,11 +83,25 @@ def refused(response, status: int, code: str) -> str:
 def test_missing_field_is_refused_saying_what_to_send(client):
     assert "'image'" in refused(client.post("/predict"), 400, "no_image")
     other = client.post("/predict", data={"photo": (io.BytesIO(FROG.read_bytes()), "frog.jpg")})
-    assert "'image'" in refused(other, 400, "no_image")
+    assert "'photo', and only 'image'" in refused(other, 400, "unknown_field")
 
 
 def test_field_that_is_no_file_is_refused(client):
-    refused(client.post("/predict", data={"image": "frog.jpg"}), 400, "no_image")
+    sent = {"data": {"image": "https://example.org/frog.jpg"}}
+    response = client.post("/predict", **sent, content_type="multipart/form-data")
+    assert "is a text, not a file" in refused(response, 400, "no_image")
+
+
+def test_what_nothing_would_read_is_refused_saying_where_it_belongs(client):
+    frog = FROG.read_bytes()
+    for query in ("?modle=scenes", "?top=1&Top=1"):
+        message = refused(post(client, frog, query), 400, "unknown_parameter")
+        assert message.endswith("There are: top, model, explain.")
+    form = {"image": (io.BytesIO(frog), "frog.jpg"), "model": "scenes"}
+    message = refused(client.post("/predict", data=form), 400, "unknown_field")
+    assert message.endswith("/predict?model=…")
+    sent = {"image": base64.b64encode(frog).decode(), "top": 1}
+    assert "unknown field `top`" in refused(client.post("/predict", json=sent), 400, "invalid_json")
 
 
 def form(content: bytes, end: bytes = b"\r\n--x--\r\n") -> dict:
@@ -143,8 +157,9 @@ def test_too_large_a_body_is_refused_naming_the_limit(client):
 
 
 def test_unknown_route_and_wrong_method_answer_in_json(client):
-    refused(client.get("/nowhere"), 404, "not_found")
-    refused(client.get("/predict"), 405, "method_not_allowed")
+    assert "/docs" in refused(client.get("/nowhere"), 404, "not_found")
+    message = refused(client.get("/predict"), 405, "method_not_allowed")
+    assert message == "GET is not allowed here. Allowed: POST."
 
 
 def test_own_failure_answers_in_json_without_a_trace(monkeypatch):
@@ -235,6 +250,8 @@ def test_raw_body_and_base64_are_answered_as_the_form_is(client):
     assert client.post("/predict", data=frog, content_type="image/jpeg").get_json() == expected
     text = base64.b64encode(frog).decode()
     assert client.post("/predict", json={"image": text}).get_json() == expected
+    lines = base64.encodebytes(frog).decode()
+    assert client.post("/predict", json={"image": lines}).get_json() == expected
     url = f"data:image/jpeg;base64,{text}"
     assert client.post("/predict", json={"image": url}).get_json() == expected
 
@@ -457,6 +474,18 @@ def test_rate_limit_counts_those_behind_a_trusted_proxy_apart():
 
     assert statuses(1) == [200, 200, 429]
     assert statuses(0) == [200, 429, 429]  # without one, anybody could write that header
+
+
+def test_rate_limit_counts_an_address_whatever_port_a_proxy_writes_behind_it():
+    client = create_app(Settings(rate_limit="2/minute", proxies=1)).test_client()
+    statuses = [
+        client.post("/predict", data=b"", headers={"X-Forwarded-For": address}).status_code
+        for address in (
+            *("192.0.2.1:1", "192.0.2.1:2", "192.0.2.1"),
+            *("[2001:db8::1]:1", "[2001:db8::1]", "2001:db8::1"),
+        )
+    ]
+    assert statuses == [400, 400, 429, 400, 400, 429]
 
 
 def test_rate_limit_counts_the_addresses_of_a_clients_ipv6_network_together():

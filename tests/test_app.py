@@ -6,12 +6,13 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
 
-from rest_api.app import schedule_in_batches
+from rest_api.app import METRICS, schedule_in_batches, shared_metrics
 from rest_api.settings import DEFAULT_MODEL
 from tests.support import ROOT, ask, free_port, server
 
@@ -44,6 +45,28 @@ def test_server_says_where_it_listens_and_is_no_debugger():
     assert f"http://127.0.0.1:{port}" in output
     assert "debug" not in output.lower()
     assert "development server" not in output
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="needs IPv6")
+def test_server_listens_on_an_ipv6_address():
+    with server("--workers", "1", "--host", "::", "--model", str(DEFAULT_MODEL)) as (process, port):
+        assert ask(port)["success"]
+        process.terminate()
+        process.wait(timeout=30)
+        assert f"http://[::]:{port}" in process.stdout.read()
+
+
+def test_folder_of_a_killed_servers_metrics_is_removed_by_the_next(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    killed = tmp_path / f"{METRICS}1"
+    killed.mkdir()
+    (killed / "lock").touch()
+    with shared_metrics(1):
+        (first,) = tmp_path.iterdir()
+        with shared_metrics(1):
+            assert len(list(tmp_path.iterdir())) == 2  # that of a server that lives is left alone
+    assert not list(tmp_path.iterdir())
+    assert first.name != killed.name
 
 
 def test_workers_serve_from_processes_of_their_own():

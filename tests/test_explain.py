@@ -108,6 +108,7 @@ def test_model_without_maps_says_that_it_cannot_explain():
     assert client.get("/models").get_json()["models"][0]["explains"] is False
     refused = post(client, FROG.read_bytes(), "?explain=true")
     assert (refused.status_code, refused.get_json()["error"]["code"]) == (400, "cannot_explain")
+    assert refused.get_json()["error"]["message"].endswith("Models that can: none.")
 
 
 @pytest.mark.slow

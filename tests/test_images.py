@@ -136,6 +136,12 @@ def test_what_is_no_image_is_refused_naming_the_formats(data):
     assert (error.value.status, error.value.code) == (415, "unsupported_format")
 
 
+def test_heic_is_refused_saying_what_reads_it(monkeypatch):
+    monkeypatch.setattr(images, "FORMATS", ["JPEG", "PNG"])
+    with pytest.raises(RequestError, match=r"This is HEIC, .* install the package pillow-heif"):
+        decode(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", 32)
+
+
 def test_formats_outside_the_list_are_never_tried():
     with pytest.raises(RequestError) as error:
         decode(encode(gradient(), "PPM"), 32)

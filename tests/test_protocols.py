@@ -280,7 +280,7 @@ def test_only_the_outputs_that_are_asked_for_are_sent(client):
         (files(BASE64, outputs=[{"name": "dog"}]), 400, "no output 'dog'. There are: probab"),
         (squares([0] * NUMBERS, [1, 3, SIDE, SIDE]), 400, f"shape [N, {SIDE}, {SIDE}, 3]"),
         (squares([0] * NUMBERS, [1, SIDE, SIDE, 3], "FP32"), 400, "Send image files"),
-        (squares([0] * (NUMBERS - 1), [1, SIDE, SIDE, 3]), 400, "cannot reshape"),
+        (squares([0] * (NUMBERS - 1), [1, SIDE, SIDE, 3]), 400, "elements, the shape"),
         (
             squares([256] + [0] * (NUMBERS - 1), [1, SIDE, SIDE, 3]),
             400,
@@ -291,7 +291,7 @@ def test_only_the_outputs_that_are_asked_for_are_sent(client):
         (squares([0] * NUMBERS, [-1, SIDE, SIDE, 3]), 400, "Expected `int` >= 1"),
         (squares([0] * NUMBERS, [1, 10**18, SIDE, 3]), 400, "Send image files"),
         (squares([0] * NUMBERS, [2**60] * 9), 400, "length <= 8"),
-        (squares([[]] * SIDE, [1, SIDE, SIDE, 3]), 400, "cannot reshape"),
+        (squares([[]] * SIDE, [1, SIDE, SIDE, 3]), 400, "elements, the shape"),
         (files(BASE64, outputs=[{"name": "label"}] * 5), 400, "length <= 4"),
     ],
 )
@@ -323,7 +323,7 @@ def test_long_string_among_many_takes_no_more_memory_than_it_has(client):
     sent = squares(["x" * 20_000] + ["y"] * 20_000, [1, SIDE, SIDE, 3])
     tracemalloc.start()
     try:
-        assert "cannot reshape" in refused(client.post(INFER, json=sent), 400)
+        assert "elements, the shape" in refused(client.post(INFER, json=sent), 400)
         assert tracemalloc.get_traced_memory()[1] < 20 * 2**20  # of 1.6 GB for an array of strings
     finally:
         tracemalloc.stop()
@@ -395,9 +395,9 @@ def test_keys_are_asked_for_as_predict_asks():
         assert "X-API-Key" in refused(client.post(path, json=request_), 401)
         given = {"X-API-Key": "secret"}
         assert client.post(path, json=request_, headers=given).status_code == 200
-    for path in ("/v2/models/cifar10", "/v1/models/cifar10/metadata"):
-        refused(client.get(path), 401)
-    for path in ("/v2", "/v2/health/ready", "/v2/models/cifar10/ready", "/v1/models/cifar10"):
+    for path in ("/v2/models/x", "/v2/models/x/ready", "/v1/models/x", "/v1/models/x/metadata"):
+        assert "cifar10" not in refused(client.get(path), 401)
+    for path in ("/v2", "/v2/health/ready"):
         assert client.get(path).status_code == 200
 
 

@@ -30,7 +30,7 @@ from rest_api.sandbox import (
     views_from_sandbox,
 )
 from rest_api.settings import Settings
-from tests.support import FROG, encode, picture, post
+from tests.support import FROG, ROOT, encode, picture, post
 
 VIEWS = View("stretch"), View("center_crop", mirror=True, size=40)
 PIXELS = Settings.max_pixels
@@ -270,6 +270,17 @@ def test_decoder_that_a_file_has_taken_over_is_stopped(said, fresh, monkeypatch)
     assert (status, code) == (422, "too_complex")
     assert budget.seconds == 0
     assert sandbox.idle.empty()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limited on Linux alone")
+def test_memory_is_limited_within_what_the_system_allows():
+    script = (
+        "import resource; from rest_api.sandbox import limit_memory\n"
+        "allowed = 200 * 2**20\n"
+        "resource.setrlimit(resource.RLIMIT_DATA, (allowed, allowed)); limit_memory(50_000_000)\n"
+        "assert resource.getrlimit(resource.RLIMIT_DATA) == (allowed, allowed)"
+    )
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
 
 
 def test_images_of_a_request_share_its_seconds():

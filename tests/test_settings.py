@@ -63,6 +63,8 @@ def test_environment_gives_what_the_command_line_does_not(monkeypatch, tmp_path)
         ("--rate-storage", "redis://127.0.0.1:1", "redis://127.0.0.1:1 cannot be"),
         ("--rate-storage", "nowhere", "nowhere cannot be used: unknown storage"),
         ("--api-keys", "nowhere", "cannot read nowhere"),
+        ("--cors", "example.org", "'example.org' is no origin such as https://example.org"),
+        ("--cors", "https://example.org/", "is no origin"),
     ],
 )
 def test_senseless_option_is_refused_by_name(flag, value, complaint, capsys):
@@ -101,7 +103,7 @@ def test_command_line_is_read_before_anything_heavy_is_imported():
 
 @pytest.mark.parametrize(("platform", "told"), [("darwin", True), ("linux", False)])
 def test_port_that_airplay_has_is_explained_on_macos(monkeypatch, platform, told):
-    def taken(address):
+    def taken(address, **_):
         raise OSError(48, "Address already in use")
 
     monkeypatch.setattr(app.sys, "platform", platform)
