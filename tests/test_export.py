@@ -24,6 +24,7 @@ from training.cifar10.export import calibration_of, deployable, embedding_size
 from training.evaluate import views_of
 from training.ood import log_odds, mahalanobis
 from training.photos.features import pooled
+from training.precision import fastest_dtype
 
 DESCRIPTION = {
     "name": "test",
@@ -43,9 +44,9 @@ def data():
 
 @pytest.fixture(scope="module")
 def network(data):
-    """An untrained fast network whose BatchNorm has seen the data, in training precision."""
+    """An untrained fast network whose BatchNorm has seen the data, in this machine's precision."""
     keras.utils.set_random_seed(0)
-    keras.config.set_dtype_policy("mixed_bfloat16")
+    keras.config.set_dtype_policy(fastest_dtype(networks.fast_vgg()))
     network = networks.fast_vgg()
     keras.config.set_dtype_policy("float32")
     networks.initialise(network, data[0], seed=0)
@@ -376,10 +377,11 @@ def test_folder_that_is_no_bundle_is_never_replaced(tmp_path):
 def test_command_exports_a_run_and_prints_a_line_that_a_shell_can_take(small_cifar, tmp_path):
     """An untrained network and random images: chance may decide what 8 bits lose, so none do."""
     run, bundle = tmp_path / "run-final", tmp_path / "my bundle"
-    for folder in (run, tmp_path / "run"):
+    for folder, measured_on in ((run, "test"), (tmp_path / "run", "validation")):
         data, _ = load_cifar10(small_cifar)
         train.train(recipes.load("classic"), data, None, folder, epochs=1)
         result = {"recipe": "classic", "epochs": 1, "date": "2026-01-01", "versions": {}}
+        result |= {"measured_on": measured_on}
         (folder / "result.json").write_text(json.dumps(result))
     for label in LABELS[:2]:
         (tmp_path / "photos" / label).mkdir(parents=True)

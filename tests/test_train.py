@@ -198,7 +198,13 @@ def test_damaged_result_is_named(quick, tmp_path, content):
 
 
 def test_run_of_an_unknown_recipe_is_named(tmp_path):
-    result = {"recipe": "blocks-1", "epochs": 1, "date": "2026-01-01", "versions": {}}
+    result = {
+        "recipe": "blocks-1",
+        "epochs": 1,
+        "date": "2026-01-01",
+        "measured_on": "test",
+        "versions": {},
+    }
     (tmp_path / "result.json").write_text(json.dumps(result))
     with pytest.raises(train.RunError, match="no recipe 'blocks-1'"):
         train.load_network(tmp_path)

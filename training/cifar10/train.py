@@ -387,7 +387,7 @@ def read_result(run: Path) -> dict[str, Any]:
     path = run / RESULT
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
-        if missing := {"recipe", "epochs", "date", "versions"} - set(result):
+        if missing := {"recipe", "epochs", "date", "measured_on", "versions"} - set(result):
             raise ValueError(f"it lacks {', '.join(sorted(missing))}")
     except FileNotFoundError:
         raise RunError(f"{run} has no {RESULT}: it is not finished. Train it first.") from None
