@@ -386,6 +386,47 @@ def test_it_says_when_the_server_cannot_be_reached_and_asks_again(page):
     expect(page.locator(".verdict")).to_have_text(said(FROG))
 
 
+def test_page_whose_models_were_refused_loads_them_at_the_next_attempt(page, address):
+    refusal = {"success": False, "error": {"code": "draining", "message": "About to stop."}}
+    page.route("**/models", lambda route: route.fulfill(status=503, json=refusal), times=2)
+    page.goto(address)
+    expect(page.locator("#status")).to_have_text("About to stop.")
+    choose(page, FROG)
+    expect(page.locator(".verdict")).to_have_text(said(FROG))
+    expect(page.locator("#model-row")).to_be_hidden()
+    button(page, "Classify again").click()
+    expect(page.get_by_label("Model", exact=True)).to_be_visible()
+    expect(page.locator("#curl")).to_contain_text("model=cifar10")
+    expect(page.locator(".verdict")).to_have_text(said(FROG))
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ({"json": {"message": "none of the API's"}}, "cannot be read (status 200)"),
+        ({"status": 502, "body": "<h1>Bad gateway</h1>"}, "cannot be read (status 502)"),
+    ],
+)
+def test_answers_of_a_proxy_are_failures_after_which_pictures_are_sent_as_before(
+    page, answer, words
+):
+    page.route("**/predict*", lambda route: route.fulfill(**answer), times=2)
+    choose(page, FROG, EXAMPLES / "ship.jpg")
+    expect(page.locator("#status")).to_have_text("2 pictures could not be classified")
+    expect(page.locator(".verdict").first).to_contain_text(words)
+    button(page, "Classify again").click()
+    expect(page.locator("#status")).to_have_text("2 pictures classified")
+
+
+def test_refusal_of_a_card_is_shown_in_the_words_of_the_api(page):
+    refusal = {"success": False, "error": {"code": "no_card", "message": "It has no card."}}
+    page.get_by_label("Model", exact=True).select_option("unsure")
+    page.route("**/card", lambda route: route.fulfill(status=404, json=refusal))
+    page.get_by_role("link", name="About this model").click()
+    expect(page.locator("#status")).to_have_text("It has no card.")
+    expect(page.get_by_role("dialog")).to_have_count(0)
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_to_complain_of(page, scheme, tmp_path):
     page.emulate_media(color_scheme=scheme)

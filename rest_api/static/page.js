@@ -14,6 +14,7 @@ const pictures = new Map(); // <li>, in their order → {file, url, answer, stop
 const waiting = []; // <li> whose turn is to come
 let workers = 0;
 let models = [];
+let modelsMissing = false; // whether they could not be loaded: the next attempt loads them again
 
 const fromTemplate = (id) => $(id).content.firstElementChild.cloneNode(true);
 const failed = (card) => pictures.get(card).answer?.success === false;
@@ -108,19 +109,25 @@ function predictUrl() {
 async function request(url, options = {}) {
   const key = $("key").value;
   const headers = { ...options.headers, ...(key && { "X-API-Key": key }) };
-  const response = await fetch(url, { ...options, headers });
-  if (response.status !== 401) return response;
+  const response = await fetch(url, { ...options, headers }).catch(() => {
+    throw new Error("The server cannot be reached. Is it running?");
+  });
+  if (response.ok) return response;
+  if (response.status !== 401) return jsonOf(response); // which throws
   $("key-row").hidden = false;
   throw new Error(key ? "This API key is not valid." : "Enter the API key of this server.");
 }
 
-// fetch() throws a TypeError where there is no answer.
-function messageOf(error) {
-  return error instanceof TypeError ? "The server cannot be reached. Is it running?" : error.message;
+// What the API answers, or an Error in its words. A proxy may have answered in its place.
+async function jsonOf(response) {
+  const answer = await response.json().catch(() => null);
+  if (response.ok && answer?.success) return answer;
+  const { code, message = `The server's answer cannot be read (status ${response.status}).` } = answer?.error ?? {};
+  throw Object.assign(new Error(message), { code });
 }
 
 // Each of the cards gets an answer, AT_ONCE at a time; what it said before, or was about to, is void.
-function classify(cards) {
+async function classify(cards) {
   for (const card of cards) {
     const picture = pictures.get(card);
     picture.stop?.abort();
@@ -129,13 +136,17 @@ function classify(cards) {
     if (!waiting.includes(card)) waiting.push(card);
   }
   refresh();
+  if (modelsMissing) await loadModels();
   while (workers < AT_ONCE && waiting.length) work();
 }
 
 async function work() {
   workers += 1;
-  while (waiting.length) await ask(waiting.shift());
-  workers -= 1;
+  try {
+    while (waiting.length) await ask(waiting.shift());
+  } finally {
+    workers -= 1;
+  }
 }
 
 async function ask(card) {
@@ -148,9 +159,9 @@ async function ask(card) {
   try {
     const body = new FormData();
     body.append("image", picture.file, picture.file.name);
-    answer = await (await request(predictUrl(), { method: "POST", body, signal: stop.signal })).json();
-  } catch (error) {
-    answer = { success: false, error: { message: messageOf(error) } };
+    answer = await jsonOf(await request(predictUrl(), { method: "POST", body, signal: stop.signal }));
+  } catch ({ code, message }) {
+    answer = { success: false, error: { code, message } };
   }
   if (stop.signal.aborted) return;
   picture.answer = answer;
@@ -233,13 +244,12 @@ async function look(card) {
   const body = new FormData();
   body.append("image", pictures.get(card).file);
   try {
-    const answer = await (await request(`${predictUrl()}&explain=true`, { method: "POST", body })).json();
-    if (!answer.success) throw new Error(answer.error.message);
+    const answer = await jsonOf(await request(`${predictUrl()}&explain=true`, { method: "POST", body }));
     drawShade(answer.explanation.grid);
     $("shade").hidden = button.getAttribute("aria-pressed") === "false";
   } catch (error) {
     button.setAttribute("aria-pressed", false);
-    $("viewer-answer").textContent = messageOf(error);
+    $("viewer-answer").textContent = error.message;
   }
 }
 
@@ -316,16 +326,18 @@ async function copied(element) {
 // Models.
 
 async function loadModels() {
+  modelsMissing = false;
   try {
-    ({ models } = await (await request("/models")).json());
+    ({ models } = await jsonOf(await request("/models")));
   } catch (error) {
-    $("status").textContent = messageOf(error);
+    modelsMissing = true;
+    $("status").textContent = error.message;
     return;
   }
   $("model").replaceChildren(...models.map(({ name }) => new Option(name, name)));
   $("model-row").hidden = models.length < 2;
   describe();
-  classify([...pictures.keys()].filter(failed)); // for want of a key
+  classify([...pictures.keys()].filter(failed)); // for want of a key or of the server
 }
 
 function describe() {
@@ -370,7 +382,7 @@ async function showModelCard(url) {
     $("model-card").querySelector(".prose").replaceChildren(...content.childNodes);
     $("model-card").showModal();
   } catch (error) {
-    $("status").textContent = messageOf(error);
+    $("status").textContent = error.message;
   }
 }
 
@@ -384,10 +396,10 @@ function exampleOf(name) {
   button.append(image);
   button.onclick = async () => {
     try {
-      const picture = await (await fetch(image.src)).blob();
+      const picture = await (await request(image.src)).blob();
       add([new File([picture], `${name}.jpg`, { type: picture.type })]);
     } catch (error) {
-      $("status").textContent = messageOf(error);
+      $("status").textContent = error.message;
     }
   };
   return button;
