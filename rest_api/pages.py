@@ -48,6 +48,8 @@ def as_html(text: str) -> str:
     markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
     tokens = markdown.parse(text)
     for token in tokens:
+        if token.type == "table_open":
+            token.attrs["tabindex"] = 0  # scrolled sideways by keyboard, too
         if token.attrs.pop("style", "") == "text-align:right":  # which our own policy forbids
             token.attrs["class"] = "figure"
     return str(markdown.renderer.render(tokens, markdown.options, {}))
