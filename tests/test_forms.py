@@ -53,7 +53,7 @@ def test_browsers_form_is_answered_by_a_page_of_the_same_facts(client):
     assert f"<h1>frog, {percent(facts['predictions'][0]['probability'])}</h1>" in answer.text
     for label, probability in re.findall(r'value="(.+?)" aria-label="(.+?)"', answer.text):
         assert {"label": probability, "probability": float(label)} in facts["predictions"]
-    assert re.search(r"cifar10 answered in \d+ ms", answer.text)
+    assert re.search(r"cifar10 answered in \d+&nbsp;ms", answer.text)
 
 
 def test_several_files_of_a_form_are_shown_each_and_their_names_escaped(client):
@@ -92,9 +92,9 @@ def test_other_routes_answer_browsers_as_before(client):
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
-        ({"probability": 0.98}, "cat, 98.0 %"),
-        ({"probability": 0.99997}, "cat, over 99.9 %"),
-        ({"probability": 0.7}, "Probably cat, 70.0 %"),
+        ({"probability": 0.98}, "cat, 98.0\u00a0%"),
+        ({"probability": 0.99997}, "cat, over 99.9\u00a0%"),
+        ({"probability": 0.7}, "Probably cat, 70.0\u00a0%"),
         ({"probability": 0.4, "uncertain": True}, "Not sure: cat or dog"),
         ({"probability": 0.9, "uncertain": True, "none_of_these": True}, "None of these"),
     ],
@@ -111,14 +111,14 @@ def test_headline_of_one_class_is_unsure_of_that(client):
     assert headline(answer) == "Not sure: frog"
 
 
-def test_no_probability_is_shown_as_0_or_1():
+def test_no_probability_is_shown_as_0_or_1_and_its_unit_stays_on_its_line():
     assert [percent(share) for share in (0, 0.0004, 0.0006, 0.9994, 0.9996, 1)] == [
-        "under 0.1 %",
-        "under 0.1 %",
-        "0.1 %",
-        "99.9 %",
-        "over 99.9 %",
-        "over 99.9 %",
+        "under 0.1\u00a0%",
+        "under 0.1\u00a0%",
+        "0.1\u00a0%",
+        "99.9\u00a0%",
+        "over 99.9\u00a0%",
+        "over 99.9\u00a0%",
     ]
 
 

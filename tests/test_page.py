@@ -110,12 +110,19 @@ def button(page: Page, name: str) -> Locator:
 def test_chosen_picture_is_classified_at_once(page):
     choose(page, FROG)
     expect(page.locator(".verdict")).to_have_text(said(FROG))
-    expect(page.locator(".took")).to_have_text(re.compile(r"^cifar10, \d+(\.\d)? m?s$"))
+    expect(page.locator(".took")).to_have_text(re.compile(r"^cifar10, \d+(\.\d)?\u00a0m?s$"))
     assert page.locator("progress").first.get_attribute("value").startswith("0.99")
     image = page.locator(".card img").evaluate("i => [i.naturalWidth, i.width, i.height]")
     assert image[0] == 256
     assert min(image[1:]) > 150
     expect(page.locator("#status")).to_have_text(f"1 picture classified: {said(FROG)}")
+
+
+def test_no_line_begins_with_a_unit(page):
+    choose(page, FROG)
+    shown = page.locator(".card").text_content()
+    assert len(re.findall("\\d\u00a0(?:%|ms|s)", shown)) == 4  # headline, time, bar, the others
+    assert not re.search(r"\d[ \n]+(%|ms|s)", shown)
 
 
 def test_classes_of_no_probability_have_no_bars(page):
@@ -539,7 +546,7 @@ def test_without_javascript_a_form_is_answered_by_a_page(plain_page):
     button(page, "Classify with cifar10").click()
     expect(page.get_by_role("heading")).to_have_text(f"Probably {said(EXAMPLES / 'cat.jpg')}")
     expect(page.locator(".bars li")).to_have_count(bars(EXAMPLES / "cat.jpg"))
-    expect(page.locator(".took")).to_have_text(re.compile(r"^cifar10 answered in \d+ ms\.$"))
+    expect(page.locator(".took")).to_have_text(re.compile(r"^cifar10 answered in \d+\u00a0ms\.$"))
     page.get_by_role("link", name="Another picture").click()
     page.get_by_label("A picture").set_input_files(FROG)
     button(page, "Classify with unsure").click()

@@ -20,14 +20,14 @@ const fromTemplate = (id) => $(id).content.firstElementChild.cloneNode(true);
 const failed = (card) => pictures.get(card).answer?.success === false;
 const counted = (number, noun = "picture") => `${number} ${noun}${number === 1 ? "" : "s"}`;
 
-// No probability is quite 0 or 1.
+// No probability is quite 0 or 1. A unit stays on the line of its number: U+00A0.
 function percent(share) {
-  if (share < LEAST) return "under 0.1 %";
-  return share < 1 - LEAST ? `${(100 * share).toFixed(1)} %` : "over 99.9 %";
+  if (share < LEAST) return "under 0.1\u00a0%";
+  return share < 1 - LEAST ? `${(100 * share).toFixed(1)}\u00a0%` : "over 99.9\u00a0%";
 }
 
 function duration(milliseconds) {
-  return milliseconds < 1000 ? `${Math.round(milliseconds)} ms` : `${(milliseconds / 1000).toFixed(1)} s`;
+  return milliseconds < 1000 ? `${Math.round(milliseconds)}\u00a0ms` : `${(milliseconds / 1000).toFixed(1)}\u00a0s`;
 }
 
 // Pictures come and go.
