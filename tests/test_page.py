@@ -17,7 +17,7 @@ from rest_api.bundle import load_bundle
 from rest_api.classifier import load_model
 from rest_api.forms import LEAST, percent
 from rest_api.predict import csv_header
-from rest_api.settings import DEFAULT_MODEL
+from rest_api.settings import DEFAULT_MODEL, Settings
 from tests.support import FROG, ROOT, rename, server
 from training.export import write_formats, write_manifest
 
@@ -215,11 +215,35 @@ def test_examples_are_classified_at_a_click(page):
     expect(page.locator(".verdict").nth(1)).to_have_text("None of these")
 
 
-def test_examples_are_of_classes_that_the_model_knows(page):
-    expect(page.locator("#examples")).to_be_visible()
-    page.get_by_label("Model", exact=True).select_option("ood")
-    expect(page.locator("#about")).to_have_text("It knows this, that, and nothing else.")
-    expect(page.locator("#examples")).to_be_hidden()
+def test_examples_are_classified_correctly_by_the_models_that_they_are_offered_for(page):
+    models = {path.name: load_model(path) for path in DEFAULT_MODEL.parent.iterdir()}
+    for example, names in page.evaluate("EXAMPLES").items():
+        picture = (EXAMPLES / f"{example}.jpg").read_bytes()
+        for name in names:
+            prediction = models[name].classify(picture)
+            assert prediction.classes[0][0] == example, name
+            assert not prediction.uncertain, name
+    drawing = (EXAMPLES / "something-else.jpg").read_bytes()
+    says_none = {name for name, model in models.items() if model.classify(drawing).none_of_these}
+    assert says_none == {name for name, model in models.items() if model.bundle.ood}
+    assert says_none >= {path.name for path in Settings().models}
+
+
+@pytest.mark.parametrize("name", ["unsure", "ood"])
+def test_model_that_no_example_was_tried_with_is_offered_the_drawing_alone(page, name):
+    page.get_by_label("Model", exact=True).select_option(name)
+    expect(page.get_by_role("button", name="Example:")).to_have_count(1)
+    button(page, "Example: something else").click()
+    expect(page.locator(".verdict")).to_have_text("None of these")
+
+
+def test_model_that_cannot_answer_none_of_these_is_not_offered_the_drawing(page, address):
+    listed = page.request.get(f"{address}/models").json()
+    listed["models"][0]["ood"] = None
+    page.route("**/models", lambda route: route.fulfill(json=listed))
+    page.goto(address)
+    expect(button(page, "Example: frog")).to_be_visible()
+    expect(button(page, "Example: something else")).to_have_count(0)
 
 
 def focused(page: Page, attribute: str) -> str:
@@ -308,6 +332,7 @@ def test_answer_that_comes_after_the_model_was_changed_is_not_shown(page):
 
 def test_photo_of_nothing_that_the_model_knows_is_none_of_its_classes(page):
     page.get_by_label("Model", exact=True).select_option("ood")
+    expect(page.locator("#about")).to_have_text("It knows this, that, and nothing else.")
     choose(page, FROG)
     expect(page.locator(".verdict")).to_have_text("None of these")
     expect(page.locator(".bars")).to_be_hidden()
@@ -643,8 +668,8 @@ def test_page_of_a_guarded_server_asks_for_the_key_then_offers_its_models(guarde
     page.get_by_role("link", name="About this model").click()
     expect(page.get_by_role("dialog")).to_contain_text("The card")
     page.keyboard.press("Escape")
-    button(page, "Example: ship").click()
-    expect(page.locator(".verdict").nth(1)).to_have_text(re.compile("^ship"))
+    button(page, "Example: something else").click()
+    expect(page.locator(".verdict").nth(1)).to_have_text("None of these")
 
 
 def test_page_without_https_offers_no_camera_that_the_browser_would_refuse(guarded_page):

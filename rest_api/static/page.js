@@ -5,8 +5,16 @@ const AT_ONCE = 2; // requests at a time
 const SURE = 0.9; // probability from which a class is named without "probably"; as in forms.py
 const LEAST = 0.0005; // probability from which a class is shown: 0.1 %, rounded; as in forms.py
 const NAMED = 15; // classes that are named of a model
-// In static/examples: pictures of classes, for the models that know them, and one of another thing.
-const EXAMPLES = ["airplane", "automobile", "cat", "frog", "ship"];
+// In static/examples: CIFAR-10 images, each with the models that classify it correctly, which a test tries,
+// and a drawing of another thing, for the models that can answer "None of these".
+const CIFAR10 = ["cifar10", "cifar10-classic", "cifar10-fast94"];
+const EXAMPLES = {
+  airplane: CIFAR10,
+  automobile: [...CIFAR10, "airplane-or-automobile"],
+  cat: ["cifar10"],
+  frog: CIFAR10,
+  ship: CIFAR10,
+};
 const OTHER = "something-else";
 
 const $ = (id) => document.getElementById(id);
@@ -345,9 +353,10 @@ function describe() {
   $("about").textContent = `It knows ${listed(model.labels)}, and nothing else.`;
   $("more").replaceChildren(model.card ? cardLink(model.name) : figures(model));
   $("more").hidden = false;
-  const known = EXAMPLES.filter((name) => model.labels.includes(name));
-  $("examples").hidden = !known.length;
-  document.querySelector(".examples").replaceChildren(...[...known, OTHER].map(exampleOf));
+  const examples = Object.keys(EXAMPLES).filter((name) => EXAMPLES[name].includes(model.name));
+  if (model.ood) examples.push(OTHER);
+  $("examples").hidden = !examples.length;
+  document.querySelector(".examples").replaceChildren(...examples.map(exampleOf));
 }
 
 function listed(labels) {
