@@ -1,5 +1,6 @@
 """The pages for people: the classifier at `/`, a model's card, the API documentation at `/docs`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import flask
@@ -14,6 +15,7 @@ from rest_api.schema import CARD, Failure, spec
 
 pages = Blueprint("pages", __name__)
 
+NAMED = 15  # classes that are named of a model; as in page.js
 SWAGGER = Path(flask_swagger_ui.__file__).parent / "dist"
 
 
@@ -21,8 +23,14 @@ SWAGGER = Path(flask_swagger_ui.__file__).parent / "dist"
 def index() -> str:
     app = this_app()
     # A form without JavaScript cannot send a key: it is offered no models then.
-    models = [] if app.settings.api_keys else list(app.models)
-    return render_template("index.html", models=models)
+    models = [] if app.settings.api_keys else [model.bundle for model in app.models.values()]
+    return render_template("index.html", models=models, listed=listed)
+
+
+def listed(labels: Sequence[str]) -> str:
+    """What a model knows, as page.js lists it."""
+    more = len(labels) - NAMED
+    return ", ".join(labels[:NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 @pages.get(CARD)

@@ -13,6 +13,7 @@ from PIL import Image
 from docs import examples
 from rest_api.app import create_app
 from rest_api.forms import headline, percent, prefers_page
+from rest_api.pages import listed
 from rest_api.settings import DEFAULT_MODEL, Settings
 from tests.support import FROG, ROOT
 
@@ -175,6 +176,28 @@ def test_plain_form_offers_the_models_unless_they_are_behind_a_key(client):
     assert 'formaction="/predict?top=5&amp;model=cifar10"' in client.get("/").text
     guarded = create_app(Settings(api_keys=("secret",))).test_client()
     assert "model=cifar10" not in guarded.get("/").text
+
+
+def test_page_without_javascript_lists_the_models_with_classes_and_cards_unless_behind_a_key(
+    with_card,
+):
+    page = create_app(with_card).test_client().get("/").text
+    assert '<a href="/models/cifar10/card">cifar10</a>' in page
+    assert "<dd>airplane, automobile, bird, cat, deer, dog, frog, horse, ship, truck</dd>" in page
+    guarded = create_app(Settings(models=with_card.models, api_keys=("secret",))).test_client()
+    assert "airplane" not in guarded.get("/").text
+
+
+def test_page_without_javascript_links_no_card_where_there_is_none(tmp_path):
+    shutil.copytree(DEFAULT_MODEL, tmp_path / "bare", ignore=lambda *_: ["CARD.md"])
+    page = create_app(Settings(models=(tmp_path / "bare",))).test_client().get("/").text
+    assert "<dt>cifar10</dt>" in page
+    assert "/card" not in page
+
+
+def test_of_many_classes_the_page_names_the_first():
+    assert listed("abc") == "a, b, c"
+    assert listed([str(number) for number in range(17)]).endswith("13, 14 and 2 more")
 
 
 def test_examples_are_what_their_command_makes(real_cifar, tmp_path, monkeypatch):

@@ -586,6 +586,20 @@ def test_without_javascript_a_refusal_is_a_page(plain_page, tmp_path):
     expect(plain_page.get_by_role("link", name="Another picture")).to_be_visible()
 
 
+def test_without_javascript_each_model_is_listed_with_its_classes_and_card(plain_page):
+    expect(plain_page.locator("dt")).to_have_text(["cifar10", "unsure", "ood"])
+    expect(plain_page.locator("dd").nth(2)).to_have_text("this, that")
+    assert plain_page.evaluate("document.documentElement.scrollWidth") <= 360
+    plain_page.get_by_role("link", name="unsure").click()
+    expect(plain_page.get_by_role("heading", name="Of doubts")).to_be_visible()
+
+
+def test_without_javascript_the_documentation_page_links_the_description(plain_page, address):
+    plain_page.goto(f"{address}/docs")
+    link = plain_page.get_by_role("link", name="the OpenAPI description")
+    expect(link).to_have_attribute("href", "/openapi.json")
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_in_the_pages_that_the_server_writes(browser, address, scheme):
     context = browser.new_context(color_scheme=scheme)
@@ -616,6 +630,20 @@ def test_documentation_page_works_without_the_internet(page, address):
     page.goto(f"{address}/docs")
     expect(page.get_by_text("/predict").first).to_be_visible()
     expect(page.get_by_text("Classify one image, or several.")).to_be_visible()
+
+
+def test_documentation_page_links_the_page(page, address):
+    page.goto(f"{address}/docs")
+    page.get_by_role("link", name="Classify a picture").click()
+    expect(page.get_by_role("heading", name="What is in the picture?")).to_be_visible()
+
+
+def test_documentation_page_is_dark_where_that_is_preferred(page, address):
+    page.emulate_media(color_scheme="dark")
+    page.goto(f"{address}/docs")
+    expect(page.get_by_text("/predict").first).to_be_visible()
+    background = page.locator("html").evaluate("html => getComputedStyle(html).backgroundColor")
+    assert max(map(int, re.findall(r"\d+", background)[:3])) < 64
 
 
 def test_documentation_page_begins_with_the_form_for_files(page, address):

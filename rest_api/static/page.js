@@ -4,7 +4,7 @@ const TOP = 5; // classes shown of each picture
 const AT_ONCE = 2; // requests at a time
 const SURE = 0.9; // probability from which a class is named without "probably"; as in forms.py
 const LEAST = 0.0005; // probability from which a class is shown: 0.1 %, rounded; as in forms.py
-const NAMED = 15; // classes that are named of a model
+const NAMED = 15; // classes that are named of a model; as in pages.py
 // In static/examples: CIFAR-10 images, each with the models that classify it correctly, which a test tries,
 // and a drawing of another thing, for the models that can answer "None of these".
 const CIFAR10 = ["cifar10", "cifar10-classic", "cifar10-fast94"];
