@@ -457,6 +457,15 @@ def test_answers_of_a_proxy_are_failures_after_which_pictures_are_sent_as_before
     expect(page.locator("#status")).to_have_text("2 pictures classified")
 
 
+def test_empty_file_is_named_so_and_not_sent(page, tmp_path):
+    (tmp_path / "empty.jpg").touch()
+    sent = []
+    page.route("**/predict*", lambda route: sent.append(route))
+    choose(page, tmp_path / "empty.jpg")
+    expect(page.locator(".verdict")).to_have_text("The file is empty.")
+    assert not sent
+
+
 def test_refusal_of_a_card_is_shown_in_the_words_of_the_api(page):
     refusal = {"success": False, "error": {"code": "no_card", "message": "It has no card."}}
     page.get_by_label("Model", exact=True).select_option("unsure")

@@ -165,6 +165,7 @@ async function ask(card) {
   const began = performance.now();
   let answer;
   try {
+    if (!picture.file.size) throw new Error("The file is empty.");
     const body = new FormData();
     body.append("image", picture.file, picture.file.name);
     answer = await jsonOf(await request(predictUrl(), { method: "POST", body, signal: stop.signal }));
