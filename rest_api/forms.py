@@ -80,7 +80,10 @@ def headline(result: dict[str, Any]) -> str:
 
 
 def percent(share: float) -> str:
-    """A probability as people read it, none of which is quite 0 or 1."""
+    """A probability as people read it, none of which is quite 0 or 1.
+
+    The unit stays on the line of its number: U+00A0.
+    """
     if share < LEAST:
-        return "under 0.1 %"
-    return f"{100 * share:.1f} %" if share < 1 - LEAST else "over 99.9 %"
+        return "under 0.1\u00a0%"
+    return f"{100 * share:.1f}\u00a0%" if share < 1 - LEAST else "over 99.9\u00a0%"

@@ -1,5 +1,6 @@
 """The pages for people: the classifier at `/`, a model's card, the API documentation at `/docs`."""
 
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from rest_api.schema import CARD, Failure, spec
 
 pages = Blueprint("pages", __name__)
 
+NAMED = 15  # classes that are named of a model; as in page.js
 SWAGGER = Path(flask_swagger_ui.__file__).parent / "dist"
 
 
@@ -22,8 +24,14 @@ SWAGGER = Path(flask_swagger_ui.__file__).parent / "dist"
 def index() -> str:
     app = this_app()
     # A form without JavaScript cannot send a key: it is offered no models then.
-    models = [] if app.settings.api_keys else list(app.models)
-    return render_template("index.html", models=models)
+    models = [] if app.settings.api_keys else [model.bundle for model in app.models.values()]
+    return render_template("index.html", models=models, listed=listed)
+
+
+def listed(labels: Sequence[str]) -> str:
+    """What a model knows, as page.js lists it."""
+    more = len(labels) - NAMED
+    return ", ".join(labels[:NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 @pages.get(CARD)
@@ -53,6 +61,8 @@ def as_html(text: str) -> str:
     markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
     tokens = markdown.parse(text)
     for token in tokens:
+        if token.type == "table_open":
+            token.attrs["tabindex"] = 0  # scrolled sideways by keyboard, too
         if token.attrs.pop("style", "") == "text-align:right":  # which our own policy forbids
             token.attrs["class"] = "figure"
     return str(markdown.renderer.render(tokens, markdown.options, {}))

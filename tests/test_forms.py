@@ -13,6 +13,7 @@ from PIL import Image
 from docs import examples
 from rest_api.app import create_app
 from rest_api.forms import headline, percent, prefers_page
+from rest_api.pages import listed
 from rest_api.settings import DEFAULT_MODEL, Settings
 from tests.support import FROG, ROOT
 
@@ -53,7 +54,7 @@ def test_browsers_form_is_answered_by_a_page_of_the_same_facts(client):
     assert f"<h1>frog, {percent(facts['predictions'][0]['probability'])}</h1>" in answer.text
     for label, probability in re.findall(r'value="(.+?)" aria-label="(.+?)"', answer.text):
         assert {"label": probability, "probability": float(label)} in facts["predictions"]
-    assert re.search(r"cifar10 answered in \d+ ms", answer.text)
+    assert re.search(r"cifar10 answered in \d+&nbsp;ms", answer.text)
 
 
 def test_browser_that_asks_for_the_head_alone_gets_no_page(client):
@@ -97,9 +98,9 @@ def test_other_routes_answer_browsers_as_before(client):
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
-        ({"probability": 0.98}, "cat, 98.0 %"),
-        ({"probability": 0.99997}, "cat, over 99.9 %"),
-        ({"probability": 0.7}, "Probably cat, 70.0 %"),
+        ({"probability": 0.98}, "cat, 98.0\u00a0%"),
+        ({"probability": 0.99997}, "cat, over 99.9\u00a0%"),
+        ({"probability": 0.7}, "Probably cat, 70.0\u00a0%"),
         ({"probability": 0.4, "uncertain": True}, "Not sure: cat or dog"),
         ({"probability": 0.9, "uncertain": True, "none_of_these": True}, "None of these"),
     ],
@@ -116,14 +117,14 @@ def test_headline_of_one_class_is_unsure_of_that(client):
     assert headline(answer) == "Not sure: frog"
 
 
-def test_no_probability_is_shown_as_0_or_1():
+def test_no_probability_is_shown_as_0_or_1_and_its_unit_stays_on_its_line():
     assert [percent(share) for share in (0, 0.0004, 0.0006, 0.9994, 0.9996, 1)] == [
-        "under 0.1 %",
-        "under 0.1 %",
-        "0.1 %",
-        "99.9 %",
-        "over 99.9 %",
-        "over 99.9 %",
+        "under 0.1\u00a0%",
+        "under 0.1\u00a0%",
+        "0.1\u00a0%",
+        "99.9\u00a0%",
+        "over 99.9\u00a0%",
+        "over 99.9\u00a0%",
     ]
 
 
@@ -180,6 +181,28 @@ def test_plain_form_offers_the_models_unless_they_are_behind_a_key(client):
     assert 'formaction="/predict?top=5&amp;model=cifar10"' in client.get("/").text
     guarded = create_app(Settings(api_keys=("secret",))).test_client()
     assert "model=cifar10" not in guarded.get("/").text
+
+
+def test_page_without_javascript_lists_the_models_with_classes_and_cards_unless_behind_a_key(
+    with_card,
+):
+    page = create_app(with_card).test_client().get("/").text
+    assert '<a href="/models/cifar10/card">cifar10</a>' in page
+    assert "<dd>airplane, automobile, bird, cat, deer, dog, frog, horse, ship, truck</dd>" in page
+    guarded = create_app(Settings(models=with_card.models, api_keys=("secret",))).test_client()
+    assert "airplane" not in guarded.get("/").text
+
+
+def test_page_without_javascript_links_no_card_where_there_is_none(tmp_path):
+    shutil.copytree(DEFAULT_MODEL, tmp_path / "bare", ignore=lambda *_: ["CARD.md"])
+    page = create_app(Settings(models=(tmp_path / "bare",))).test_client().get("/").text
+    assert "<dt>cifar10</dt>" in page
+    assert "/card" not in page
+
+
+def test_of_many_classes_the_page_names_the_first():
+    assert listed("abc") == "a, b, c"
+    assert listed([str(number) for number in range(17)]).endswith("13, 14 and 2 more")
 
 
 def test_examples_are_what_their_command_makes(real_cifar, tmp_path, monkeypatch):

@@ -4,9 +4,17 @@ const TOP = 5; // classes shown of each picture
 const AT_ONCE = 2; // requests at a time
 const SURE = 0.9; // probability from which a class is named without "probably"; as in forms.py
 const LEAST = 0.0005; // probability from which a class is shown: 0.1 %, rounded; as in forms.py
-const NAMED = 15; // classes that are named of a model
-// In static/examples: pictures of classes, for the models that know them, and one of another thing.
-const EXAMPLES = ["airplane", "automobile", "cat", "frog", "ship"];
+const NAMED = 15; // classes that are named of a model; as in pages.py
+// In static/examples: CIFAR-10 images, each with the models that classify it correctly, which a test tries,
+// and a drawing of another thing, for the models that can answer "None of these".
+const CIFAR10 = ["cifar10", "cifar10-classic", "cifar10-fast94"];
+const EXAMPLES = {
+  airplane: CIFAR10,
+  automobile: [...CIFAR10, "airplane-or-automobile"],
+  cat: ["cifar10"],
+  frog: CIFAR10,
+  ship: CIFAR10,
+};
 const OTHER = "something-else";
 
 const $ = (id) => document.getElementById(id);
@@ -14,19 +22,20 @@ const pictures = new Map(); // <li>, in their order → {file, url, answer, stop
 const waiting = []; // <li> whose turn is to come
 let workers = 0;
 let models = [];
+let modelsMissing = false; // whether they could not be loaded: the next attempt loads them again
 
 const fromTemplate = (id) => $(id).content.firstElementChild.cloneNode(true);
 const failed = (card) => pictures.get(card).answer?.success === false;
 const counted = (number, noun = "picture") => `${number} ${noun}${number === 1 ? "" : "s"}`;
 
-// No probability is quite 0 or 1.
+// No probability is quite 0 or 1. A unit stays on the line of its number: U+00A0.
 function percent(share) {
-  if (share < LEAST) return "under 0.1 %";
-  return share < 1 - LEAST ? `${(100 * share).toFixed(1)} %` : "over 99.9 %";
+  if (share < LEAST) return "under 0.1\u00a0%";
+  return share < 1 - LEAST ? `${(100 * share).toFixed(1)}\u00a0%` : "over 99.9\u00a0%";
 }
 
 function duration(milliseconds) {
-  return milliseconds < 1000 ? `${Math.round(milliseconds)} ms` : `${(milliseconds / 1000).toFixed(1)} s`;
+  return milliseconds < 1000 ? `${Math.round(milliseconds)}\u00a0ms` : `${(milliseconds / 1000).toFixed(1)}\u00a0s`;
 }
 
 // Pictures come and go.
@@ -108,19 +117,25 @@ function predictUrl() {
 async function request(url, options = {}) {
   const key = $("key").value;
   const headers = { ...options.headers, ...(key && { "X-API-Key": key }) };
-  const response = await fetch(url, { ...options, headers });
-  if (response.status !== 401) return response;
+  const response = await fetch(url, { ...options, headers }).catch(() => {
+    throw new Error("The server cannot be reached. Is it running?");
+  });
+  if (response.ok) return response;
+  if (response.status !== 401) return jsonOf(response); // which throws
   $("key-row").hidden = false;
   throw new Error(key ? "This API key is not valid." : "Enter the API key of this server.");
 }
 
-// fetch() throws a TypeError where there is no answer.
-function messageOf(error) {
-  return error instanceof TypeError ? "The server cannot be reached. Is it running?" : error.message;
+// What the API answers, or an Error in its words. A proxy may have answered in its place.
+async function jsonOf(response) {
+  const answer = await response.json().catch(() => null);
+  if (response.ok && answer?.success) return answer;
+  const { code, message = `The server's answer cannot be read (status ${response.status}).` } = answer?.error ?? {};
+  throw Object.assign(new Error(message), { code });
 }
 
 // Each of the cards gets an answer, AT_ONCE at a time; what it said before, or was about to, is void.
-function classify(cards) {
+async function classify(cards) {
   for (const card of cards) {
     const picture = pictures.get(card);
     picture.stop?.abort();
@@ -129,13 +144,17 @@ function classify(cards) {
     if (!waiting.includes(card)) waiting.push(card);
   }
   refresh();
+  if (modelsMissing) await loadModels();
   while (workers < AT_ONCE && waiting.length) work();
 }
 
 async function work() {
   workers += 1;
-  while (waiting.length) await ask(waiting.shift());
-  workers -= 1;
+  try {
+    while (waiting.length) await ask(waiting.shift());
+  } finally {
+    workers -= 1;
+  }
 }
 
 async function ask(card) {
@@ -146,11 +165,12 @@ async function ask(card) {
   const began = performance.now();
   let answer;
   try {
+    if (!picture.file.size) throw new Error("The file is empty.");
     const body = new FormData();
     body.append("image", picture.file, picture.file.name);
-    answer = await (await request(predictUrl(), { method: "POST", body, signal: stop.signal })).json();
-  } catch (error) {
-    answer = { success: false, error: { message: messageOf(error) } };
+    answer = await jsonOf(await request(predictUrl(), { method: "POST", body, signal: stop.signal }));
+  } catch ({ code, message }) {
+    answer = { success: false, error: { code, message } };
   }
   if (stop.signal.aborted) return;
   picture.answer = answer;
@@ -233,13 +253,12 @@ async function look(card) {
   const body = new FormData();
   body.append("image", pictures.get(card).file);
   try {
-    const answer = await (await request(`${predictUrl()}&explain=true`, { method: "POST", body })).json();
-    if (!answer.success) throw new Error(answer.error.message);
+    const answer = await jsonOf(await request(`${predictUrl()}&explain=true`, { method: "POST", body }));
     drawShade(answer.explanation.grid);
     $("shade").hidden = button.getAttribute("aria-pressed") === "false";
   } catch (error) {
     button.setAttribute("aria-pressed", false);
-    $("viewer-answer").textContent = messageOf(error);
+    $("viewer-answer").textContent = error.message;
   }
 }
 
@@ -316,16 +335,18 @@ async function copied(element) {
 // Models.
 
 async function loadModels() {
+  modelsMissing = false;
   try {
-    ({ models } = await (await request("/models")).json());
+    ({ models } = await jsonOf(await request("/models")));
   } catch (error) {
-    $("status").textContent = messageOf(error);
+    modelsMissing = true;
+    $("status").textContent = error.message;
     return;
   }
   $("model").replaceChildren(...models.map(({ name }) => new Option(name, name)));
   $("model-row").hidden = models.length < 2;
   describe();
-  classify([...pictures.keys()].filter(failed)); // for want of a key
+  classify([...pictures.keys()].filter(failed)); // for want of a key or of the server
 }
 
 function describe() {
@@ -333,9 +354,10 @@ function describe() {
   $("about").textContent = `It knows ${listed(model.labels)}, and nothing else.`;
   $("more").replaceChildren(model.card ? cardLink(model.name) : figures(model));
   $("more").hidden = false;
-  const known = EXAMPLES.filter((name) => model.labels.includes(name));
-  $("examples").hidden = !known.length;
-  document.querySelector(".examples").replaceChildren(...[...known, OTHER].map(exampleOf));
+  const examples = Object.keys(EXAMPLES).filter((name) => EXAMPLES[name].includes(model.name));
+  if (model.ood) examples.push(OTHER);
+  $("examples").hidden = !examples.length;
+  document.querySelector(".examples").replaceChildren(...examples.map(exampleOf));
 }
 
 function listed(labels) {
@@ -370,7 +392,7 @@ async function showModelCard(url) {
     $("model-card").querySelector(".prose").replaceChildren(...content.childNodes);
     $("model-card").showModal();
   } catch (error) {
-    $("status").textContent = messageOf(error);
+    $("status").textContent = error.message;
   }
 }
 
@@ -384,10 +406,10 @@ function exampleOf(name) {
   button.append(image);
   button.onclick = async () => {
     try {
-      const picture = await (await fetch(image.src)).blob();
+      const picture = await (await request(image.src)).blob();
       add([new File([picture], `${name}.jpg`, { type: picture.type })]);
     } catch (error) {
-      $("status").textContent = messageOf(error);
+      $("status").textContent = error.message;
     }
   };
   return button;
