@@ -5,17 +5,11 @@ const AT_ONCE = 2; // requests at a time
 const SURE = 0.9; // probability from which a class is named without "probably"; as in forms.py
 const LEAST = 0.0005; // probability from which a class is shown: 0.1 %, rounded; as in forms.py
 const NAMED = 15; // classes that are named of a model; as in pages.py
-// In static/examples: CIFAR-10 images, each with the models that classify it correctly, which a test tries,
-// and a drawing of another thing, for the models that can answer "None of these".
-const CIFAR10 = ["cifar10", "cifar10-classic", "cifar10-fast94"];
-const EXAMPLES = {
-  airplane: CIFAR10,
-  automobile: [...CIFAR10, "airplane-or-automobile"],
-  cat: ["cifar10"],
-  frog: CIFAR10,
-  ship: CIFAR10,
-};
+// In static/examples: enlarged CIFAR-10 images, and a drawing of another thing.
+const EXAMPLES = ["airplane", "automobile", "cat", "frog", "ship"];
 const OTHER = "something-else";
+// A model of photos may know a class, and not so small an image: those that it knows.
+const KNOWN = { "airplane-or-automobile": ["automobile"] };
 
 const $ = (id) => document.getElementById(id);
 const pictures = new Map(); // <li>, in their order → {file, url, answer, stop}
@@ -354,10 +348,14 @@ function describe() {
   $("about").textContent = `It knows ${listed(model.labels)}, and nothing else.`;
   $("more").replaceChildren(model.card ? cardLink(model.name) : figures(model));
   $("more").hidden = false;
-  const examples = Object.keys(EXAMPLES).filter((name) => EXAMPLES[name].includes(model.name));
-  if (model.ood) examples.push(OTHER);
+  const examples = examplesFor(model);
   $("examples").hidden = !examples.length;
   document.querySelector(".examples").replaceChildren(...examples.map(exampleOf));
+}
+
+function examplesFor({ name, labels, ood }) {
+  const known = KNOWN[name] ?? EXAMPLES.filter((example) => labels.includes(example));
+  return ood ? [...known, OTHER] : known;
 }
 
 function listed(labels) {
