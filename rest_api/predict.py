@@ -11,7 +11,7 @@ import io
 import json
 import os
 import sys
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
@@ -20,7 +20,7 @@ from typing import TextIO, TypeVar
 
 from tqdm import tqdm
 
-from rest_api.bundle import FILENAMES, BundleError, load_bundle
+from rest_api.bundle import FILENAMES, Bundle, BundleError, load_bundle
 from rest_api.classifier import LoadedModel, Prediction, load_model
 from rest_api.errors import JobError, RequestError
 from rest_api.images import silence_pillow
@@ -87,13 +87,13 @@ def files_of(paths: Sequence[str]) -> Iterator[str]:
             yield from (str(Path(folder, name)) for name in sorted(names) if name[0] != ".")
 
 
-def as_table(file: str, prediction: Prediction) -> str:
+def as_table(file: str, prediction: Prediction, _: Bundle) -> str:
     guesses = "  ".join(f"{label} {share:.1%}" for label, share in prediction.classes)
     verdict = "none of these: " if prediction.none_of_these else "uncertain: "
     return f"{file}  {verdict if prediction.uncertain else ''}{guesses}"
 
 
-def as_json(file: str, prediction: Prediction) -> str:
+def as_json(file: str, prediction: Prediction, bundle: Bundle) -> str:
     best = [{"label": label, "probability": round(share, 6)} for label, share in prediction.classes]
     return json.dumps(
         {
@@ -101,14 +101,15 @@ def as_json(file: str, prediction: Prediction) -> str:
             "uncertain": prediction.uncertain,
             "none_of_these": prediction.none_of_these,
             "predictions": best,
+            "model": {"name": bundle.name, "version": bundle.version},
         }
     )
 
 
-def as_csv(file: str, prediction: Prediction) -> str:
+def as_csv(file: str, prediction: Prediction, bundle: Bundle) -> str:
     guesses = [cell for label, share in prediction.classes for cell in (label, f"{share:.6f}")]
     verdicts = [str(each).lower() for each in (prediction.uncertain, prediction.none_of_these)]
-    return csv_line([file, *verdicts, *guesses])
+    return csv_line([file, *verdicts, *guesses, bundle.name, bundle.version])
 
 
 def csv_line(cells: Sequence[str]) -> str:
@@ -119,16 +120,16 @@ def csv_line(cells: Sequence[str]) -> str:
 
 def csv_header(top: int) -> str:
     guesses = [f"{name}_{i}" for i in range(1, top + 1) for name in ("label", "probability")]
-    return csv_line(["file", "uncertain", "none_of_these", *guesses])
+    return csv_line(["file", "uncertain", "none_of_these", *guesses, "model", "version"])
 
 
 FORMATS = {"table": as_table, "json": as_json, "csv": as_csv}
 
 
-def already_in(output: Path, form: str, top: int) -> set[str]:
+def already_in(output: Path, form: str, top: int, bundle: Bundle) -> set[str]:
     """The files that an earlier run has answered; cuts off a line that it did not finish.
 
-    Raises ValueError if it was another kind of run.
+    Raises ValueError if it was another kind of run, or of another model.
     """
     if not output.exists():
         return set()
@@ -137,19 +138,41 @@ def already_in(output: Path, form: str, top: int) -> set[str]:
         if rest and not end:
             raise ValueError("it holds no whole line")
         lines = io.StringIO(whole.decode())
-        if form == "json":
-            done = {json.loads(line)["file"] for line in lines}
-        else:
-            header = lines.readline().rstrip("\n")
-            if header not in ("", csv_header(top)):
-                raise ValueError(f"its columns are not {csv_header(top)}")
-            done = {row[0] for row in csv.reader(lines)}
+        models = models_in_json(lines) if form == "json" else models_in_csv(lines, top)
+        ours = (bundle.name, bundle.version)
+        if other := next((each for each in models.values() if each != ours), None):
+            theirs = " ".join(map(str, other))
+            raise ValueError(f"its answers are those of {theirs}, not of {' '.join(ours)}")
         file.truncate(len(whole + end))
-    return done
+    return set(models)
+
+
+def models_in_json(lines: TextIO) -> dict[str, tuple[str, str]]:
+    """Each file that was answered, and the model's name and version. Raises ValueError."""
+    try:
+        rows = [json.loads(line) for line in lines]
+        return {row["file"]: (row["model"]["name"], row["model"]["version"]) for row in rows}
+    except (ValueError, TypeError, KeyError):
+        raise ValueError("its lines are not JSON objects of this command") from None
+
+
+def models_in_csv(lines: TextIO, top: int) -> dict[str, tuple[str, str]]:
+    """The same of a table with so many classes. Raises ValueError."""
+    header = csv_header(top)
+    try:
+        names, *rows = list(csv.reader(lines)) or [header.split(",")]
+        if any(len(row) != len(names) for row in rows) or names != header.split(","):
+            raise ValueError
+    except (ValueError, csv.Error):
+        raise ValueError(f"its columns are not {header}") from None
+    return {file: (name, version) for file, *_, name, version in rows}
 
 
 def write(
-    predictions: Iterable[tuple[str, Prediction | Exception]], out: TextIO, form: str
+    predictions: Iterable[tuple[str, Prediction | Exception]],
+    out: TextIO,
+    form: str,
+    bundle: Bundle,
 ) -> list[str]:
     """Write a line for each prediction; returns a line for each file that has none."""
     failures = []
@@ -157,7 +180,7 @@ def write(
         if isinstance(prediction, Exception):
             failures.append(f"{file}: {reason(prediction)}")
         else:
-            out.write(FORMATS[form](file, prediction) + "\n")
+            out.write(FORMATS[form](file, prediction, bundle) + "\n")
             out.flush()
     return failures
 
@@ -224,32 +247,39 @@ def classify_on_cluster(args: argparse.Namespace) -> None:
         sys.exit(f"Files that could not be read: {number}. --retry-errors tries them again.")
 
 
-def main() -> None:
-    args = parse_arguments()
-    silence_pillow()
+def classify_here(args: argparse.Namespace) -> None:
+    """Write an answer for each file; list what could not be read. Raises BundleError."""
     threads = os.cpu_count() or 1
     output = Path(args.output) if args.output else None
+    model = load_model(args.model, args.engine, threads, args.max_pixels)
+    bundle = model.bundle
+    top = min(args.top, len(bundle.labels))
     try:
-        if args.cluster:
-            classify_on_cluster(args)
-            return
-        model = load_model(args.model, args.engine, threads, args.max_pixels)
-        top = min(args.top, len(model.bundle.labels))
-        done = already_in(output, args.format, top) if output else set()
-    except BundleError as error:
-        sys.exit(f"error: {error}")
-    except (ValueError, KeyError) as error:
+        done = already_in(output, args.format, top, bundle) if output else set()
+    except ValueError as error:
         sys.exit(f"error: {output} cannot be continued: {error}. Name another --output.")
-    number = sum(1 for file in files_of(args.paths) if file not in done)
+    answered = Counter(file in done for file in files_of(args.paths))
+    if answered[True]:
+        print(f"Files that {output} already answers: {answered[True]}.", file=sys.stderr)
+    number = answered[False]
     waiting = (file for file in files_of(args.paths) if file not in done)
     predictions = classify_all(waiting, model, top, threads)
     predictions = tqdm(predictions, total=number, unit="img", disable=number < MANY)
     with output.open("a", encoding="utf-8") if output else nullcontext(sys.stdout) as out:
         if args.format == "csv" and not (output and out.tell()):
             out.write(csv_header(top) + "\n")
-        failures = write(predictions, out, args.format)
+        failures = write(predictions, out, args.format, bundle)
     if failures:
         sys.exit("\n".join([f"{len(failures)} of {number} files could not be read:", *failures]))
+
+
+def main() -> None:
+    args = parse_arguments()
+    silence_pillow()
+    try:
+        (classify_on_cluster if args.cluster else classify_here)(args)
+    except BundleError as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

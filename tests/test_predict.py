@@ -5,13 +5,16 @@ import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from rest_api.bundle import load_bundle
 from rest_api.classifier import Prediction
 from rest_api.predict import FORMATS, classify_all, csv_header, files_of, needs_ray
+from rest_api.settings import DEFAULT_MODEL
 from tests.support import FROG, ROOT, encode, error_of, post
 
 
@@ -43,6 +46,7 @@ def test_answers_are_those_of_the_server(client):
     assert line["predictions"] == answer["predictions"]
     assert line["uncertain"] == answer["uncertain"]
     assert line["none_of_these"] == answer["none_of_these"]
+    assert line["model"] == answer["model"]
 
 
 @pytest.mark.parametrize(
@@ -55,13 +59,15 @@ def test_answers_are_those_of_the_server(client):
 )
 def test_every_format_tells_the_verdict(uncertain, none_of_these, table, cells):
     prediction = Prediction([("dog", 0.51), ("cat", 0.49)], 0, uncertain, none_of_these, 0, 0)
-    assert FORMATS["table"]("a.jpg", prediction) == table
-    assert FORMATS["csv"]("a.jpg", prediction) == f"a.jpg,{cells},dog,0.510000,cat,0.490000"
-    assert (
-        csv_header(2) == "file,uncertain,none_of_these,label_1,probability_1,label_2,probability_2"
-    )
-    line = json.loads(FORMATS["json"]("a.jpg", prediction))
+    bundle = replace(load_bundle(DEFAULT_MODEL), name="pets", version="1")
+    assert FORMATS["table"]("a.jpg", prediction, bundle) == table
+    line = FORMATS["csv"]("a.jpg", prediction, bundle)
+    assert line == f"a.jpg,{cells},dog,0.510000,cat,0.490000,pets,1"
+    verdicts, first, second = "uncertain,none_of_these", "label_1,probability_1", "label_2"
+    assert csv_header(2) == f"file,{verdicts},{first},{second},probability_2,model,version"
+    line = json.loads(FORMATS["json"]("a.jpg", prediction, bundle))
     assert (line["uncertain"], line["none_of_these"]) == (uncertain, none_of_these)
+    assert line["model"] == {"name": "pets", "version": "1"}
 
 
 def test_large_files_are_read_up_to_the_limit_that_is_asked_for_without_a_warning(tmp_path):
@@ -114,13 +120,43 @@ def test_interrupted_run_goes_on_after_its_last_whole_line(folder, tmp_path, for
 
 
 @pytest.mark.parametrize("form", ["csv", "json"])
-@pytest.mark.parametrize("content", ["something,else\n1,2\nand", "a letter to my aunt"])
+def test_output_of_another_model_is_refused_and_kept(folder, tmp_path, form):
+    output = tmp_path / "out"
+    assert run(folder / "a.jpg", "--format", form, "--output", output).returncode == 0
+    before = output.read_bytes()
+    scenes = ROOT / "rest_api" / "assets" / "scenes"
+    options = ["--format", form, "--top", "3", "--output", output, "--model", scenes]
+    line = error_of("rest_api.predict", folder, *options)
+    assert line.startswith(f"error: {output} cannot be continued: its answers are those of cifar10")
+    assert f", not of scenes {load_bundle(scenes).version}. Name another --output." in line
+    assert output.read_bytes() == before
+
+
+def test_files_that_were_already_answered_are_counted(folder, tmp_path):
+    options = ["--format", "csv", "--output", tmp_path / "out"]
+    assert run(folder / "a.jpg", *options).stderr == b""
+    told = run(folder / "a.jpg", folder / "deep", *options).stderr.decode()
+    assert told == f"Files that {tmp_path}/out already answers: 1.\n"
+
+
+def test_csv_is_not_taken_for_json_lines(folder, tmp_path):
+    output = tmp_path / "o.csv"
+    run(folder / "a.jpg", "--format", "csv", "--output", output)
+    line = error_of("rest_api.predict", folder, "--format", "json", "--output", output)
+    assert f"{output} cannot be continued: its lines are not JSON objects of this command." in line
+
+
+@pytest.mark.parametrize("form", ["csv", "json"])
+@pytest.mark.parametrize(
+    "content", ["something,else\n1,2\nand", "a letter to my aunt", "5\n", "\n\n", '{"file": []}\n']
+)
 def test_output_of_another_kind_is_refused_and_kept(folder, tmp_path, form, content):
     output = tmp_path / "out"
     output.write_text(content)
     done = run(folder, "--format", form, "--output", output)
     assert done.returncode == 1
     assert "cannot be continued" in done.stderr.decode()
+    assert "Traceback" not in done.stderr.decode()
     assert output.read_text() == content
 
 
