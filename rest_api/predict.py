@@ -10,13 +10,14 @@ import csv
 import io
 import json
 import os
+import stat
 import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO, TypeVar
+from typing import NoReturn, TextIO, TypeVar
 
 from tqdm import tqdm
 
@@ -28,6 +29,8 @@ from rest_api.settings import DEFAULT_MODEL, option_of
 
 MANY = 20  # files from which on there is a progress bar
 STDIN = "-"
+NAMES = "surrogateescape"  # how names of files that are not UTF-8 are read, and so written
+KILLED_BY_PIPE = 128 + 13  # what shells have as the status of a command that SIGPIPE ended
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -77,14 +80,24 @@ def map_ahead(
 
 
 def files_of(paths: Sequence[str]) -> Iterator[str]:
-    """The files that the paths stand for: of a folder, all below it but hidden ones."""
+    """The files that the paths stand for: of a folder, all below it but hidden and special ones."""
     for path in paths:
-        if path == STDIN or not Path(path).is_dir():
+        if path == STDIN or not stat.S_ISDIR(mode_of(path)):
             yield path
             continue
         for folder, folders, names in os.walk(path):
             folders[:] = sorted(name for name in folders if name[0] != ".")
-            yield from (str(Path(folder, name)) for name in sorted(names) if name[0] != ".")
+            files = (str(Path(folder, name)) for name in sorted(names) if name[0] != ".")
+            # A pipe would be waited for. What cannot be looked at is reported when it is read.
+            yield from (file for file in files if stat.S_ISREG(mode_of(file) or stat.S_IFREG))
+
+
+def mode_of(path: str) -> int:
+    """The type of a file, for the module stat; 0 where it cannot be looked at."""
+    try:
+        return Path(path).stat().st_mode
+    except OSError:
+        return 0
 
 
 def as_table(file: str, prediction: Prediction, _: Bundle) -> str:
@@ -114,8 +127,8 @@ def as_csv(file: str, prediction: Prediction, bundle: Bundle) -> str:
 
 def csv_line(cells: Sequence[str]) -> str:
     line = io.StringIO()
-    csv.writer(line, lineterminator="").writerow(cells)
-    return line.getvalue()
+    csv.writer(line, lineterminator="\r\n").writerow(cells)  # what ends a line is put in quotes
+    return line.getvalue().removesuffix("\r\n")
 
 
 def csv_header(top: int) -> str:
@@ -137,7 +150,7 @@ def already_in(output: Path, form: str, top: int, bundle: Bundle) -> set[str]:
         whole, end, rest = file.read().rpartition(b"\n")
         if rest and not end:
             raise ValueError("it holds no whole line")
-        lines = io.StringIO(whole.decode())
+        lines = io.StringIO(whole.decode(errors=NAMES))
         models = models_in_json(lines) if form == "json" else models_in_csv(lines, top)
         ours = (bundle.name, bundle.version)
         if other := next((each for each in models.values() if each != ours), None):
@@ -247,6 +260,29 @@ def classify_on_cluster(args: argparse.Namespace) -> None:
         sys.exit(f"Files that could not be read: {number}. --retry-errors tries them again.")
 
 
+@contextmanager
+def opened(output: Path | None) -> Iterator[TextIO]:
+    """The end of a file, or standard output. Ends the program where it cannot be written."""
+    try:
+        if output:
+            with output.open("a", encoding="utf-8", errors=NAMES) as file:
+                yield file
+            return
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors=NAMES)
+        yield sys.stdout
+        sys.stdout.flush()
+    except BrokenPipeError:  # as of `predict folder | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python would try once more, and complain
+        sys.exit(KILLED_BY_PIPE)
+    except OSError as error:
+        refuse_output(output or "standard output", error)
+
+
+def refuse_output(output: Path | str, error: OSError) -> NoReturn:
+    sys.exit(f"error: {output} cannot be written: {reason(error)}. Name a file that can be.")
+
+
 def classify_here(args: argparse.Namespace) -> None:
     """Write an answer for each file; list what could not be read. Raises BundleError."""
     threads = os.cpu_count() or 1
@@ -258,14 +294,19 @@ def classify_here(args: argparse.Namespace) -> None:
         done = already_in(output, args.format, top, bundle) if output else set()
     except ValueError as error:
         sys.exit(f"error: {output} cannot be continued: {error}. Name another --output.")
+    except OSError as error:
+        refuse_output(args.output, error)
     answered = Counter(file in done for file in files_of(args.paths))
+    if not answered:
+        named = ", ".join(args.paths)
+        sys.exit(f"error: no files in {named}. Name images, or a folder with some.")
     if answered[True]:
         print(f"Files that {output} already answers: {answered[True]}.", file=sys.stderr)
     number = answered[False]
     waiting = (file for file in files_of(args.paths) if file not in done)
     predictions = classify_all(waiting, model, top, threads)
     predictions = tqdm(predictions, total=number, unit="img", disable=number < MANY)
-    with output.open("a", encoding="utf-8") if output else nullcontext(sys.stdout) as out:
+    with opened(output) as out:
         if args.format == "csv" and not (output and out.tell()):
             out.write(csv_header(top) + "\n")
         failures = write(predictions, out, args.format, bundle)

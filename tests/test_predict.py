@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -160,6 +161,53 @@ def test_output_of_another_kind_is_refused_and_kept(folder, tmp_path, form, cont
     assert output.read_text() == content
 
 
+@pytest.mark.parametrize("form", ["table", "csv", "json"])
+def test_names_that_are_not_utf8_are_written_as_they_are(folder, tmp_path, form):
+    (folder / "deep" / "b.png").rename(os.fsdecode(os.fsencode(folder) + b"/\xff.png"))
+    written = b"\\udcff.png" if form == "json" else b"/\xff.png"
+    assert written in run(folder, "--format", form).stdout
+    if form != "table":
+        options = ["--format", form, "--output", tmp_path / "out"]
+        assert written in (run(folder, *options), (tmp_path / "out").read_bytes())[1]
+        assert b"already answers: 3.\n" in run(folder, *options).stderr
+
+
+def test_names_with_line_breaks_stay_in_one_cell(folder, tmp_path):
+    (folder / "deep" / "b.png").rename(folder / "deep" / "b\n\r.png")
+    options = ["--format", "csv", "--output", tmp_path / "out"]
+    run(folder, *options)
+    assert b"already answers: 3.\n" in run(folder, *options).stderr
+
+
+@pytest.mark.parametrize(
+    ("output", "reason"),
+    [(".", "Is a directory"), ("absent/o.csv", "No such file"), ("a.jpg/o.csv", "Not a directory")],
+)
+def test_output_that_cannot_be_written_is_refused_by_name(folder, output, reason):
+    line = error_of("rest_api.predict", FROG, "--format", "csv", "--output", folder / output)
+    assert line.startswith(f"error: {folder / output} cannot be written: {reason}")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_full_disk_is_told_in_one_line():
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "rest_api.predict", FROG]
+        done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE)
+    assert done.returncode == 1
+    assert done.stderr.startswith(b"error: standard output cannot be written: No space left")
+    assert done.stderr.count(b"\n") == 1
+
+
+@pytest.mark.parametrize("form", ["table", "csv"])
+def test_closed_standard_output_ends_quietly_as_a_killed_pipe(folder, form):
+    command = [sys.executable, "-m", "rest_api.predict", folder, "--format", form]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == 141
+    process.stderr.close()
+
+
 def test_only_a_few_files_are_read_ahead():
     begun = []
 
@@ -177,6 +225,20 @@ def test_only_a_few_files_are_read_ahead():
 def test_files_come_in_the_order_of_their_names(folder):
     names = [Path(file).name for file in files_of([str(folder), "-", "x"])]
     assert names == ["a.jpg", "notes.txt", "b.png", "c.jpg", "-", "x"]
+
+
+def test_pipes_in_a_folder_are_left_out_and_broken_links_are_not(folder):
+    os.mkfifo(folder / "deep" / "pipe.jpg")
+    (folder / "deep" / "link.jpg").symlink_to("absent")
+    names = [Path(file).name for file in files_of([str(folder / "deep")])]
+    assert names == ["b.png", "c.jpg", "link.jpg"]
+
+
+def test_folder_without_files_is_an_error(tmp_path):
+    (tmp_path / ".hidden").touch()
+    line = error_of("rest_api.predict", tmp_path, "--format", "csv", "--output", tmp_path / "o")
+    assert line.startswith(f"error: no files in {tmp_path}. Name images")
+    assert not (tmp_path / "o").exists()
 
 
 @pytest.mark.parametrize(
