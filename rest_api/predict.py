@@ -25,7 +25,7 @@ from rest_api.bundle import FILENAMES, Bundle, BundleError, load_bundle
 from rest_api.classifier import LoadedModel, Prediction, load_model
 from rest_api.errors import JobError, RequestError
 from rest_api.images import silence_pillow
-from rest_api.settings import DEFAULT_MODEL, option_of
+from rest_api.settings import DEFAULT_MODEL, VERSION, model_path, option_of
 
 MANY = 20  # files from which on there is a progress bar
 STDIN = "-"
@@ -207,7 +207,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Classify images without a server.")
     add = parser.add_argument
     add("paths", nargs="+", metavar="PATH", help="files, folders, or - for standard input")
-    add("--model", type=Path, default=DEFAULT_MODEL, help="a model bundle (%(default)s)")
+    add("--version", action="version", version=VERSION)
+    bundle = "a model bundle, or the name of a shipped one (%(default)s)"
+    add("--model", type=model_path, default=DEFAULT_MODEL, help=bundle)
     add("--engine", choices=list(FILENAMES), help="what runs it (the model's own choice)")
     add("--top", type=int, default=3, help="classes to name, the best first (%(default)s)")
     add("--format", choices=list(FORMATS), default="table", help="of the answers (%(default)s)")

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from rest_api import __version__
 from rest_api.bundle import load_bundle
 from rest_api.classifier import Prediction
 from rest_api.predict import FORMATS, classify_all, csv_header, files_of, needs_ray
@@ -91,6 +92,15 @@ def test_folders_are_searched_and_unreadable_files_reported_at_the_end(folder):
     assert complaints[0] == "2 of 5 files could not be read:"
     assert "notes.txt: This is not an image" in complaints[1]
     assert "absent.jpg: No such file" in complaints[2]
+
+
+def test_shipped_model_is_chosen_by_its_name():
+    (line,) = run(FROG, "--format", "json", "--model", "scenes").stdout.splitlines()
+    assert json.loads(line)["model"]["name"] == "scenes"
+
+
+def test_version_is_told():
+    assert run("--version").stdout.decode() == f"cifar10-cnn {__version__}\n"
 
 
 def test_standard_input_is_read():
@@ -246,7 +256,8 @@ def test_folder_without_files_is_an_error(tmp_path):
     [
         (("--top", "0"), "--top must be 1 or more"),
         (("--output", "x"), "--output needs --format"),
-        (("--model", "absent"), "is not a model bundle"),
+        (("--model", "./absent"), "is not a model bundle"),
+        (("--model", "absent"), "'absent' is no path and no shipped model: these are airplane-or"),
         (("--max-pixels", "200"), "'200' is not a whole number from 1 to 178"),
         (("--cluster", "auto"), "--cluster needs --output"),
         (("--cluster", "auto", "--output", "x", "--top", "5"), "without --top and --format"),
