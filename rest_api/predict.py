@@ -27,7 +27,7 @@ from rest_api.errors import JobError, RequestError
 from rest_api.images import silence_pillow
 from rest_api.settings import DEFAULT_MODEL, VERSION, model_path, option_of
 
-MANY = 20  # files from which on there is a progress bar
+MANY = 20  # files from which on there is a progress bar, on a terminal
 STDIN = "-"
 NAMES = "surrogateescape"  # how names of files that are not UTF-8 are read, and so written
 KILLED_BY_PIPE = 128 + 13  # what shells have as the status of a command that SIGPIPE ended
@@ -307,7 +307,7 @@ def classify_here(args: argparse.Namespace) -> None:
     number = answered[False]
     waiting = (file for file in files_of(args.paths) if file not in done)
     predictions = classify_all(waiting, model, top, threads)
-    predictions = tqdm(predictions, total=number, unit="img", disable=number < MANY)
+    predictions = tqdm(predictions, total=number, unit="img", disable=number < MANY or None)
     with opened(output) as out:
         if args.format == "csv" and not (output and out.tell()):
             out.write(csv_header(top) + "\n")

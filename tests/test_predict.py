@@ -15,7 +15,7 @@ from PIL import Image
 from rest_api import __version__
 from rest_api.bundle import load_bundle
 from rest_api.classifier import Prediction
-from rest_api.predict import FORMATS, classify_all, csv_header, files_of, needs_ray
+from rest_api.predict import FORMATS, MANY, classify_all, csv_header, files_of, needs_ray
 from rest_api.settings import DEFAULT_MODEL
 from tests.support import FROG, ROOT, encode, error_of, post
 
@@ -97,6 +97,14 @@ def test_folders_are_searched_and_unreadable_files_reported_at_the_end(folder):
 def test_shipped_model_is_chosen_by_its_name():
     (line,) = run(FROG, "--format", "json", "--model", "scenes").stdout.splitlines()
     assert json.loads(line)["model"]["name"] == "scenes"
+
+
+def test_progress_bar_is_for_terminals_alone(tmp_path):
+    for i in range(MANY):
+        (tmp_path / f"{i}.jpg").write_bytes(FROG.read_bytes())
+    done = run(tmp_path)
+    assert len(done.stdout.splitlines()) == MANY
+    assert done.stderr == b""
 
 
 def test_version_is_told():

@@ -21,6 +21,7 @@ from training import explanations
 from training import transfer as command
 from training.explanations import faithful
 from training.ood import mahalanobis
+from training.photos import features as features_module
 from training.photos import head, transfer, tuning
 from training.photos.backbones import BACKBONES, DEFAULT, WeightsError, load_backbone
 from training.photos.features import (
@@ -113,6 +114,17 @@ def test_features_are_computed_once_for_each_content(photos, tmp_path, monkeypat
     again = features(network, some, cache, views=3)
     np.testing.assert_array_equal(again[:30], first)
     assert {photo.digest for photo in computed} == {photo.digest for photo in some[30:]}
+
+
+def test_features_are_saved_from_time_to_time_whether_or_not_a_bar_is_shown(
+    photos, tmp_path, monkeypatch, capfd
+):
+    network, some, saved = pooled(small_backbone(), SIDE), survey(photos).photos[:40], []
+    monkeypatch.setattr(features_module, "SAVE_EVERY", 100)
+    monkeypatch.setattr(features_module, "write_cache", lambda _, known: saved.append(len(known)))
+    features(network, some, tmp_path / "features.npz", views=5)
+    assert saved == [128, 200, 200]  # batches of 32, and the end
+    assert capfd.readouterr().err == ""
 
 
 def test_interruption_keeps_the_features_that_are_there(photos, tmp_path):
