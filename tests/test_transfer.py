@@ -20,6 +20,7 @@ from tests.support import FROG, coloured, error_of, small_backbone
 from training import explanations
 from training import transfer as command
 from training.explanations import faithful
+from training.export import ExportError
 from training.ood import mahalanobis
 from training.photos import features as features_module
 from training.photos import head, transfer, tuning
@@ -34,7 +35,7 @@ from training.photos.features import (
     served,
     view_of,
 )
-from training.photos.inspect import survey
+from training.photos.inspect import PhotosError, survey
 
 SIDE = 32
 
@@ -590,6 +591,20 @@ def test_command_refuses_a_cluster_that_is_not_there(photos, tmp_path, monkeypat
         with pytest.raises(SystemExit, match=r"^error: no Ray cluster answers at nowhere"):
             command.main()
     assert not (tmp_path / "bundles").exists()
+
+
+def test_output_that_cannot_be_written_is_refused_before_anything_is_trained(photos, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ExportError, match="file/bundle cannot be written: Not a directory"):
+        transfer.transfer(photos / "absent", tmp_path / "file" / "bundle")
+
+
+@pytest.mark.parametrize("option", ["background", "others"])
+def test_folder_of_other_things_that_does_not_exist_is_named(photos, tmp_path, option):
+    absent = tmp_path / "absent"
+    folders = {"background": absent, "others": [absent]}
+    with pytest.raises(PhotosError, match=f"^{absent} is not a folder. Give one that holds photos"):
+        transfer.transfer(photos, tmp_path / "bundle", **{option: folders[option]})
 
 
 @pytest.mark.slow
