@@ -258,8 +258,14 @@ def classify_on_cluster(args: argparse.Namespace) -> None:
             print(f"{path}: {why}", file=sys.stderr)
     except JobError as error:
         sys.exit(f"error: {error}")
+    except (ValueError, KeyError) as error:  # of a job.json that is damaged
+        refuse_to_continue(args.output, error)
     if number:
         sys.exit(f"Files that could not be read: {number}. --retry-errors tries them again.")
+
+
+def refuse_to_continue(output: str, error: Exception) -> NoReturn:
+    sys.exit(f"error: {output} cannot be continued: {error}. Name another --output.")
 
 
 @contextmanager
@@ -295,7 +301,7 @@ def classify_here(args: argparse.Namespace) -> None:
     try:
         done = already_in(output, args.format, top, bundle) if output else set()
     except ValueError as error:
-        sys.exit(f"error: {output} cannot be continued: {error}. Name another --output.")
+        refuse_to_continue(args.output, error)
     except OSError as error:
         refuse_output(args.output, error)
     answered = Counter(file in done for file in files_of(args.paths))
