@@ -35,10 +35,9 @@ if __name__ == "__main__":
     # Run as a file, from wherever: make `rest_api` importable.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from rest_api import __version__
 from rest_api.bundle import BundleError
 from rest_api.processes import SERVES, STOPS, accept_signals, orphaned, supervise
-from rest_api.settings import Settings, parse_arguments
+from rest_api.settings import VERSION, Settings, parse_arguments
 
 if TYPE_CHECKING:
     from rest_api.api import App
@@ -140,8 +139,7 @@ def serve(settings: Settings) -> int:
         schedule_in_batches()
         names = ", ".join(str(path) for path in settings.models)
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        address = f"http://{host}:{settings.port}"
-        print(f"cifar10-cnn {__version__}: serving {names} on {address}", flush=True)
+        print(f"{VERSION}: serving {names} on http://{host}:{settings.port}", flush=True)
         # Processes load the networks themselves, each its own: the parent holds none to fork.
         work = partial(run_process, settings, connections)
         bind = binding(settings.host, settings.port)

@@ -148,6 +148,11 @@ class Bundle:
         path = self.path / entry.name
         try:
             content = path.read_bytes()
+        except FileNotFoundError:
+            raise BundleError(
+                f"{path} is missing. Export again; of the shipped models, an installed package "
+                "has 8-bit networks alone (the engine litert): a clone has the others."
+            ) from None
         except OSError as error:
             raise BundleError(f"{path} cannot be read ({error.strerror}). Export again.") from error
         if hashlib.sha256(content).hexdigest() != entry.sha256:

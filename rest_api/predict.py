@@ -10,24 +10,27 @@ import csv
 import io
 import json
 import os
+import stat
 import sys
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO, TypeVar
+from typing import NoReturn, TextIO, TypeVar
 
 from tqdm import tqdm
 
-from rest_api.bundle import FILENAMES, BundleError, load_bundle
+from rest_api.bundle import FILENAMES, Bundle, BundleError, load_bundle
 from rest_api.classifier import LoadedModel, Prediction, load_model
 from rest_api.errors import JobError, RequestError
 from rest_api.images import silence_pillow
-from rest_api.settings import DEFAULT_MODEL, option_of
+from rest_api.settings import DEFAULT_MODEL, VERSION, model_path, option_of
 
-MANY = 20  # files from which on there is a progress bar
+MANY = 20  # files from which on there is a progress bar, on a terminal
 STDIN = "-"
+NAMES = "surrogateescape"  # how names of files that are not UTF-8 are read, and so written
+KILLED_BY_PIPE = 128 + 13  # what shells have as the status of a command that SIGPIPE ended
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -77,23 +80,33 @@ def map_ahead(
 
 
 def files_of(paths: Sequence[str]) -> Iterator[str]:
-    """The files that the paths stand for: of a folder, all below it but hidden ones."""
+    """The files that the paths stand for: of a folder, all below it but hidden and special ones."""
     for path in paths:
-        if path == STDIN or not Path(path).is_dir():
+        if path == STDIN or not stat.S_ISDIR(mode_of(path)):
             yield path
             continue
         for folder, folders, names in os.walk(path):
             folders[:] = sorted(name for name in folders if name[0] != ".")
-            yield from (str(Path(folder, name)) for name in sorted(names) if name[0] != ".")
+            files = (str(Path(folder, name)) for name in sorted(names) if name[0] != ".")
+            # A pipe would be waited for. What cannot be looked at is reported when it is read.
+            yield from (file for file in files if stat.S_ISREG(mode_of(file) or stat.S_IFREG))
 
 
-def as_table(file: str, prediction: Prediction) -> str:
+def mode_of(path: str) -> int:
+    """The type of a file, for the module stat; 0 where it cannot be looked at."""
+    try:
+        return Path(path).stat().st_mode
+    except OSError:
+        return 0
+
+
+def as_table(file: str, prediction: Prediction, _: Bundle) -> str:
     guesses = "  ".join(f"{label} {share:.1%}" for label, share in prediction.classes)
     verdict = "none of these: " if prediction.none_of_these else "uncertain: "
     return f"{file}  {verdict if prediction.uncertain else ''}{guesses}"
 
 
-def as_json(file: str, prediction: Prediction) -> str:
+def as_json(file: str, prediction: Prediction, bundle: Bundle) -> str:
     best = [{"label": label, "probability": round(share, 6)} for label, share in prediction.classes]
     return json.dumps(
         {
@@ -101,34 +114,35 @@ def as_json(file: str, prediction: Prediction) -> str:
             "uncertain": prediction.uncertain,
             "none_of_these": prediction.none_of_these,
             "predictions": best,
+            "model": {"name": bundle.name, "version": bundle.version},
         }
     )
 
 
-def as_csv(file: str, prediction: Prediction) -> str:
+def as_csv(file: str, prediction: Prediction, bundle: Bundle) -> str:
     guesses = [cell for label, share in prediction.classes for cell in (label, f"{share:.6f}")]
     verdicts = [str(each).lower() for each in (prediction.uncertain, prediction.none_of_these)]
-    return csv_line([file, *verdicts, *guesses])
+    return csv_line([file, *verdicts, *guesses, bundle.name, bundle.version])
 
 
 def csv_line(cells: Sequence[str]) -> str:
     line = io.StringIO()
-    csv.writer(line, lineterminator="").writerow(cells)
-    return line.getvalue()
+    csv.writer(line, lineterminator="\r\n").writerow(cells)  # what ends a line is put in quotes
+    return line.getvalue().removesuffix("\r\n")
 
 
 def csv_header(top: int) -> str:
     guesses = [f"{name}_{i}" for i in range(1, top + 1) for name in ("label", "probability")]
-    return csv_line(["file", "uncertain", "none_of_these", *guesses])
+    return csv_line(["file", "uncertain", "none_of_these", *guesses, "model", "version"])
 
 
 FORMATS = {"table": as_table, "json": as_json, "csv": as_csv}
 
 
-def already_in(output: Path, form: str, top: int) -> set[str]:
+def already_in(output: Path, form: str, top: int, bundle: Bundle) -> set[str]:
     """The files that an earlier run has answered; cuts off a line that it did not finish.
 
-    Raises ValueError if it was another kind of run.
+    Raises ValueError if it was another kind of run, or of another model.
     """
     if not output.exists():
         return set()
@@ -136,20 +150,42 @@ def already_in(output: Path, form: str, top: int) -> set[str]:
         whole, end, rest = file.read().rpartition(b"\n")
         if rest and not end:
             raise ValueError("it holds no whole line")
-        lines = io.StringIO(whole.decode())
-        if form == "json":
-            done = {json.loads(line)["file"] for line in lines}
-        else:
-            header = lines.readline().rstrip("\n")
-            if header not in ("", csv_header(top)):
-                raise ValueError(f"its columns are not {csv_header(top)}")
-            done = {row[0] for row in csv.reader(lines)}
+        lines = io.StringIO(whole.decode(errors=NAMES))
+        models = models_in_json(lines) if form == "json" else models_in_csv(lines, top)
+        ours = (bundle.name, bundle.version)
+        if other := next((each for each in models.values() if each != ours), None):
+            theirs = " ".join(map(str, other))
+            raise ValueError(f"its answers are those of {theirs}, not of {' '.join(ours)}")
         file.truncate(len(whole + end))
-    return done
+    return set(models)
+
+
+def models_in_json(lines: TextIO) -> dict[str, tuple[str, str]]:
+    """Each file that was answered, and the model's name and version. Raises ValueError."""
+    try:
+        rows = [json.loads(line) for line in lines]
+        return {row["file"]: (row["model"]["name"], row["model"]["version"]) for row in rows}
+    except (ValueError, TypeError, KeyError):
+        raise ValueError("its lines are not JSON objects of this command") from None
+
+
+def models_in_csv(lines: TextIO, top: int) -> dict[str, tuple[str, str]]:
+    """The same of a table with so many classes. Raises ValueError."""
+    header = csv_header(top)
+    try:
+        names, *rows = list(csv.reader(lines)) or [header.split(",")]
+        if any(len(row) != len(names) for row in rows) or names != header.split(","):
+            raise ValueError
+    except (ValueError, csv.Error):
+        raise ValueError(f"its columns are not {header}") from None
+    return {file: (name, version) for file, *_, name, version in rows}
 
 
 def write(
-    predictions: Iterable[tuple[str, Prediction | Exception]], out: TextIO, form: str
+    predictions: Iterable[tuple[str, Prediction | Exception]],
+    out: TextIO,
+    form: str,
+    bundle: Bundle,
 ) -> list[str]:
     """Write a line for each prediction; returns a line for each file that has none."""
     failures = []
@@ -157,7 +193,7 @@ def write(
         if isinstance(prediction, Exception):
             failures.append(f"{file}: {reason(prediction)}")
         else:
-            out.write(FORMATS[form](file, prediction) + "\n")
+            out.write(FORMATS[form](file, prediction, bundle) + "\n")
             out.flush()
     return failures
 
@@ -171,7 +207,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Classify images without a server.")
     add = parser.add_argument
     add("paths", nargs="+", metavar="PATH", help="files, folders, or - for standard input")
-    add("--model", type=Path, default=DEFAULT_MODEL, help="a model bundle (%(default)s)")
+    add("--version", action="version", version=VERSION)
+    bundle = "a model bundle, or the name of a shipped one (%(default)s)"
+    add("--model", type=model_path, default=DEFAULT_MODEL, help=bundle)
     add("--engine", choices=list(FILENAMES), help="what runs it (the model's own choice)")
     add("--top", type=int, default=3, help="classes to name, the best first (%(default)s)")
     add("--format", choices=list(FORMATS), default="table", help="of the answers (%(default)s)")
@@ -220,36 +258,77 @@ def classify_on_cluster(args: argparse.Namespace) -> None:
             print(f"{path}: {why}", file=sys.stderr)
     except JobError as error:
         sys.exit(f"error: {error}")
+    except (ValueError, KeyError) as error:  # of a job.json that is damaged
+        refuse_to_continue(args.output, error)
     if number:
         sys.exit(f"Files that could not be read: {number}. --retry-errors tries them again.")
+
+
+def refuse_to_continue(output: str, error: Exception) -> NoReturn:
+    sys.exit(f"error: {output} cannot be continued: {error}. Name another --output.")
+
+
+@contextmanager
+def opened(output: Path | None) -> Iterator[TextIO]:
+    """The end of a file, or standard output. Ends the program where it cannot be written."""
+    try:
+        if output:
+            with output.open("a", encoding="utf-8", errors=NAMES) as file:
+                yield file
+            return
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors=NAMES)
+        yield sys.stdout
+        sys.stdout.flush()
+    except BrokenPipeError:  # as of `predict folder | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python would try once more, and complain
+        sys.exit(KILLED_BY_PIPE)
+    except OSError as error:
+        refuse_output(output or "standard output", error)
+
+
+def refuse_output(output: Path | str, error: OSError) -> NoReturn:
+    sys.exit(f"error: {output} cannot be written: {reason(error)}. Name a file that can be.")
+
+
+def classify_here(args: argparse.Namespace) -> None:
+    """Write an answer for each file; list what could not be read. Raises BundleError."""
+    threads = os.cpu_count() or 1
+    output = Path(args.output) if args.output else None
+    model = load_model(args.model, args.engine, threads, args.max_pixels)
+    bundle = model.bundle
+    top = min(args.top, len(bundle.labels))
+    try:
+        done = already_in(output, args.format, top, bundle) if output else set()
+    except ValueError as error:
+        refuse_to_continue(args.output, error)
+    except OSError as error:
+        refuse_output(args.output, error)
+    answered = Counter(file in done for file in files_of(args.paths))
+    if not answered:
+        named = ", ".join(args.paths)
+        sys.exit(f"error: no files in {named}. Name images, or a folder with some.")
+    if answered[True]:
+        print(f"Files that {output} already answers: {answered[True]}.", file=sys.stderr)
+    number = answered[False]
+    waiting = (file for file in files_of(args.paths) if file not in done)
+    predictions = classify_all(waiting, model, top, threads)
+    predictions = tqdm(predictions, total=number, unit="img", disable=number < MANY or None)
+    with opened(output) as out:
+        if args.format == "csv" and not (output and out.tell()):
+            out.write(csv_header(top) + "\n")
+        failures = write(predictions, out, args.format, bundle)
+    if failures:
+        sys.exit("\n".join([f"{len(failures)} of {number} files could not be read:", *failures]))
 
 
 def main() -> None:
     args = parse_arguments()
     silence_pillow()
-    threads = os.cpu_count() or 1
-    output = Path(args.output) if args.output else None
     try:
-        if args.cluster:
-            classify_on_cluster(args)
-            return
-        model = load_model(args.model, args.engine, threads, args.max_pixels)
-        top = min(args.top, len(model.bundle.labels))
-        done = already_in(output, args.format, top) if output else set()
+        (classify_on_cluster if args.cluster else classify_here)(args)
     except BundleError as error:
         sys.exit(f"error: {error}")
-    except (ValueError, KeyError) as error:
-        sys.exit(f"error: {output} cannot be continued: {error}. Name another --output.")
-    number = sum(1 for file in files_of(args.paths) if file not in done)
-    waiting = (file for file in files_of(args.paths) if file not in done)
-    predictions = classify_all(waiting, model, top, threads)
-    predictions = tqdm(predictions, total=number, unit="img", disable=number < MANY)
-    with output.open("a", encoding="utf-8") if output else nullcontext(sys.stdout) as out:
-        if args.format == "csv" and not (output and out.tell()):
-            out.write(csv_header(top) + "\n")
-        failures = write(predictions, out, args.format)
-    if failures:
-        sys.exit("\n".join([f"{len(failures)} of {number} files could not be read:", *failures]))
 
 
 if __name__ == "__main__":

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from rest_api.bundle import FILENAMES, Engine
+from rest_api import __version__
+from rest_api.bundle import FILENAMES, MANIFEST, Engine
 
-DEFAULT_MODEL = Path(__file__).parent / "assets" / "cifar10"
-OTHER_MODELS = tuple(
-    DEFAULT_MODEL.with_name(name) for name in ("airplane-or-automobile", "scenes", "dishes")
-)
+ASSETS = Path(__file__).parent / "assets"
+DEFAULT_MODEL = ASSETS / "cifar10"
+OTHER_MODELS = tuple(ASSETS / name for name in ("airplane-or-automobile", "scenes", "dishes"))
+VERSION = f"cifar10-cnn {__version__}"
 MIB = 2**20
 
 
@@ -92,6 +93,19 @@ def keys(text: str, source: str) -> list[str]:
     return found
 
 
+def model_path(text: str) -> Path:
+    """For argparse: a path, or the folder of the shipped bundle of that name."""
+    path = Path(text)
+    if path.exists() or path.name != text:
+        return path
+    shipped = sorted(each.parent.name for each in ASSETS.glob(f"*/{MANIFEST}"))
+    if text in shipped:
+        return ASSETS / text
+    raise argparse.ArgumentTypeError(
+        f"{text!r} is no path and no shipped model: these are {', '.join(shipped)}"
+    )
+
+
 def rate(text: str) -> str:
     from limits import parse_many
 
@@ -153,10 +167,10 @@ class Settings:
     models: tuple[Path, ...] = option(
         (DEFAULT_MODEL, *OTHER_MODELS),
         "--model",
-        "a model bundle, or a folder of them such as `rest_api/assets`; give it again for more, "
-        "the first is the default",
+        "a model bundle, a folder of them such as `rest_api/assets`, or the name of a shipped one; "
+        "give it again for more, the first is the default",
         "`cifar10`, `airplane-or-automobile`, `scenes` and `dishes` of `rest_api/assets`",
-        type=Path,
+        type=model_path,
         action="append",
     )
     workers: int = number(
@@ -238,6 +252,7 @@ def as_markdown() -> str:
 def parse_arguments(arguments: Sequence[str] | None = None) -> Settings:
     """Settings from the command line and the environment; a wrong one ends the program."""
     parser = argparse.ArgumentParser(description="Serve model bundles at POST /predict.")
+    parser.add_argument("--version", action="version", version=VERSION)
     for setting in fields(Settings):
         each = option_of(setting.name)
         about = f"{each.help} ({each.default})".replace("`", "")

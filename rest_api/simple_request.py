@@ -1,6 +1,7 @@
 """Ask a running server what is on a photo: `python rest_api/simple_request.py photo.jpg`."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -12,17 +13,22 @@ FROG = Path(__file__).parent / "frog.jpg"
 def main() -> None:
     parser = argparse.ArgumentParser(description="Classify a photo with a running server.")
     parser.add_argument("photo", type=Path, nargs="?", default=FROG, help="default: a frog")
-    parser.add_argument(
-        "--url", default="http://127.0.0.1:5000/predict", help="of the server (%(default)s)"
-    )
+    url = f"http://127.0.0.1:{os.environ.get('PORT', 5000)}/predict"
+    parser.add_argument("--url", default=url, help="of the server (%(default)s)")
     args = parser.parse_args()
     try:
         with args.photo.open("rb") as image:
             answer = requests.post(args.url, files={"image": image}, timeout=30).json()
+    except requests.ConnectionError:
+        sys.exit(f"error: No server answers at {args.url}; start one: make serve")
     except OSError as error:  # requests' own errors are OSErrors too
         sys.exit(f"error: {error}")
     if not answer["success"]:
         sys.exit(f"error: {answer['error']['message']}")
+    if answer["none_of_these"]:
+        print("none of these:")
+    elif answer["uncertain"]:
+        print("uncertain:")
     for rank, prediction in enumerate(answer["predictions"], 1):
         print(f"{rank:2}. {prediction['label']:<12} {prediction['probability']:.4f}")
 

@@ -14,7 +14,7 @@ import pytest
 
 from rest_api.app import METRICS, schedule_in_batches, shared_metrics
 from rest_api.settings import DEFAULT_MODEL
-from tests.support import ROOT, ask, free_port, server
+from tests.support import ROOT, ask, free_port, rename, server
 
 
 @pytest.mark.parametrize(
@@ -112,27 +112,37 @@ def test_keras_engine_serves_the_same_answer():
         assert ask(port)["predictions"][0]["label"] == "frog"
 
 
-def test_client_script_prints_the_ranked_classes():
-    with server() as (_, port):
+@pytest.mark.parametrize(
+    ("threshold", "ood", "verdict"),
+    [(0.0, -1e9, []), (1.0, -1e9, ["uncertain:"]), (0.0, 1e9, ["none of these:"])],
+)
+def test_client_script_asks_the_port_of_the_environment_for_verdict_and_ranked_classes(
+    tmp_path, threshold, ood, verdict
+):
+    bundle = shutil.copytree(DEFAULT_MODEL, tmp_path / "bundle")
+    thresholds = {
+        "uncertainty": {"threshold": threshold},
+        "ood": {"score": "any", "threshold": ood},
+    }
+    rename(bundle, "cifar10", **thresholds)
+    with server("--workers", "1", "--model", str(bundle)) as (_, port):
         client = subprocess.run(
-            [
-                sys.executable,
-                "rest_api/simple_request.py",
-                "--url",
-                f"http://127.0.0.1:{port}/predict",
-            ],
+            [sys.executable, "rest_api/simple_request.py"],
             cwd=ROOT,
+            env=os.environ | {"PORT": str(port)},
             capture_output=True,
             text=True,
             check=True,
         )
     lines = client.stdout.splitlines()
-    assert len(lines) == 10
-    assert lines[0].split()[:2] == ["1.", "frog"]
+    assert lines[:-10] == verdict
+    assert lines[-10].split()[:2] == ["1.", "frog"]
 
 
-def test_client_script_says_when_no_server_answers():
-    only_line_of("rest_api/simple_request.py", "--url", f"http://127.0.0.1:{free_port()}/")
+def test_client_script_says_how_to_start_a_server_where_none_answers():
+    url = f"http://127.0.0.1:{free_port()}/"
+    line = only_line_of("rest_api/simple_request.py", "--url", url)
+    assert line == f"error: No server answers at {url}; start one: make serve"
 
 
 def only_line_of(script: str, *options: str) -> str:

@@ -123,8 +123,14 @@ def test_damaged_network_file_is_refused(bundle):
 
 def test_missing_network_file_is_refused(bundle):
     (bundle / "model.int8.tflite").unlink()
-    with pytest.raises(BundleError, match="cannot be read"):
+    with pytest.raises(BundleError, match=r"model\.int8\.tflite is missing\. Export again"):
         load_engine(load_bundle(bundle))
+
+
+def test_missing_network_that_the_package_leaves_out_is_explained(bundle):
+    (bundle / "model.keras").unlink()
+    with pytest.raises(BundleError, match=r"keras is missing.* installed package has 8-bit .*"):
+        load_engine(load_bundle(bundle), "keras")
 
 
 def test_bundle_names_the_engine_that_serves_it(bundle):

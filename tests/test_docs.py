@@ -71,13 +71,13 @@ def parser_of(module: str) -> argparse.ArgumentParser:
 
 
 def options_of(module: str) -> dict[str, argparse.Action]:
-    """The long options of a command, without --help."""
+    """The long options of a command, without --help and --version."""
     parser = parser_of(module)
     return {
         option: action
         for action in parser._actions
         for option in action.option_strings
-        if option.startswith("--") and option != "--help"
+        if option.startswith("--") and option not in ("--help", "--version")
     }
 
 
@@ -182,7 +182,7 @@ def test_options_in_prose_are_options_of_a_command_that_the_page_names(page):
     modules = {"rest_api.app"} | {
         command[2] for command in commands_in(TEXTS[page]) if command[:2] == ["python", "-m"]
     }
-    known = {"--help"}.union(*(options_of(module) for module in modules - {"venv"}))
+    known = {"--help", "--version"}.union(*(options_of(module) for module in modules - {"venv"}))
     assert mentioned <= known
 
 

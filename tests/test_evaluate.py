@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from rest_api.bundle import OodScore, View, load_bundle
-from rest_api.engine import Outputs, mean_over_views
+from rest_api.engine import Outputs, load_engine, mean_over_views
 from rest_api.images import to_views
 from rest_api.settings import DEFAULT_MODEL
 from tests.support import ROOT, error_of, picture
@@ -111,9 +111,13 @@ def test_the_engine_that_serves_the_bundle_is_measured(tmp_path):
     assert "no file for the engine 'litert-float32'" in error
 
 
-def test_shipped_bundle_has_the_accuracy_that_it_states(real_cifar):
-    from rest_api.engine import load_engine
+def test_progress_bar_is_for_terminals_alone(capfd):
+    predict = load_engine(load_bundle(DEFAULT_MODEL))
+    assert len(in_batches(predict, np.zeros((3, 32, 32, 3), np.uint8), 2).probabilities) == 3
+    assert capfd.readouterr().err == ""
 
+
+def test_shipped_bundle_has_the_accuracy_that_it_states(real_cifar):
     bundle = load_bundle(DEFAULT_MODEL)
     predict = load_engine(bundle)
     _, (images, labels) = load_cifar10(real_cifar)

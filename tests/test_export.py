@@ -373,6 +373,17 @@ def test_folder_that_is_no_bundle_is_never_replaced(tmp_path):
     assert (tmp_path / "thesis.txt").exists()
 
 
+def test_destination_that_cannot_be_written_is_refused_at_the_start(tmp_path):
+    (tmp_path / "file").touch()
+    line = error_of("training.export", "run", tmp_path / "file" / "bundle")
+    assert line.startswith(f"error: {tmp_path}/file/bundle cannot be written: Not a directory. ")
+
+
+def test_check_of_a_folder_that_does_not_exist_makes_none(tmp_path):
+    files.check_writable(tmp_path / "bundles" / "mine")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 def test_command_exports_a_run_and_prints_a_line_that_a_shell_can_take(small_cifar, tmp_path):
     """An untrained network and random images: chance may decide what 8 bits lose, so none do."""

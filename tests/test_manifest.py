@@ -217,6 +217,13 @@ def test_part_is_classified_again_only_where_it_had_errors(photos, tmp_path, mon
     assert not list(failures_in(output))
 
 
+@pytest.mark.parametrize("content", ["{", "{}"])
+def test_damaged_job_is_refused_by_name(tmp_path, content):
+    (tmp_path / "job.json").write_text(content)
+    line = error_of("rest_api.predict", FROG, "--cluster", "local", "--output", tmp_path)
+    assert line.startswith(f"error: {tmp_path} cannot be continued: ")
+
+
 def test_without_ray_one_line_says_how_to_install_it():
     program = (
         "import sys; sys.modules['ray'] = None; sys.argv = ['predict', 'x', '--cluster', 'auto', "

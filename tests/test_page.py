@@ -363,7 +363,8 @@ def test_answers_are_downloaded_as_json_and_csv(page, tmp_path):
     assert [row["file"] for row in rows] == ["frog.jpg", 'a "quoted", text.png']
     assert rows[0]["label_1"] == "frog"
     assert float(rows[0]["probability_1"]) == frog["predictions"][0]["probability"]
-    assert ",".join(rows[0]).startswith(csv_header(5))
+    assert ",".join(rows[0]) == f"{csv_header(5)},error"
+    assert (rows[0]["model"], rows[0]["version"]) == tuple(frog["model"].values())
     assert rows[1]["error"] == text["error"]["message"]
 
 

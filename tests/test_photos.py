@@ -193,4 +193,5 @@ def test_command_inspects_a_folder(folder):
     command = [sys.executable, "-m", "training.photos"]
     run = subprocess.run([*command, folder], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "cat" in run.stdout
+    assert run.stderr == ""  # no progress bar where it is no terminal
     assert "at least two" in error_of("training.photos", folder / "cat")

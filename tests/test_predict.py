@@ -3,15 +3,20 @@
 import csv
 import io
 import json
+import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from rest_api import __version__
+from rest_api.bundle import load_bundle
 from rest_api.classifier import Prediction
-from rest_api.predict import FORMATS, classify_all, csv_header, files_of, needs_ray
+from rest_api.predict import FORMATS, MANY, classify_all, csv_header, files_of, needs_ray
+from rest_api.settings import DEFAULT_MODEL
 from tests.support import FROG, ROOT, encode, error_of, post
 
 
@@ -43,6 +48,7 @@ def test_answers_are_those_of_the_server(client):
     assert line["predictions"] == answer["predictions"]
     assert line["uncertain"] == answer["uncertain"]
     assert line["none_of_these"] == answer["none_of_these"]
+    assert line["model"] == answer["model"]
 
 
 @pytest.mark.parametrize(
@@ -55,13 +61,15 @@ def test_answers_are_those_of_the_server(client):
 )
 def test_every_format_tells_the_verdict(uncertain, none_of_these, table, cells):
     prediction = Prediction([("dog", 0.51), ("cat", 0.49)], 0, uncertain, none_of_these, 0, 0)
-    assert FORMATS["table"]("a.jpg", prediction) == table
-    assert FORMATS["csv"]("a.jpg", prediction) == f"a.jpg,{cells},dog,0.510000,cat,0.490000"
-    assert (
-        csv_header(2) == "file,uncertain,none_of_these,label_1,probability_1,label_2,probability_2"
-    )
-    line = json.loads(FORMATS["json"]("a.jpg", prediction))
+    bundle = replace(load_bundle(DEFAULT_MODEL), name="pets", version="1")
+    assert FORMATS["table"]("a.jpg", prediction, bundle) == table
+    line = FORMATS["csv"]("a.jpg", prediction, bundle)
+    assert line == f"a.jpg,{cells},dog,0.510000,cat,0.490000,pets,1"
+    verdicts, first, second = "uncertain,none_of_these", "label_1,probability_1", "label_2"
+    assert csv_header(2) == f"file,{verdicts},{first},{second},probability_2,model,version"
+    line = json.loads(FORMATS["json"]("a.jpg", prediction, bundle))
     assert (line["uncertain"], line["none_of_these"]) == (uncertain, none_of_these)
+    assert line["model"] == {"name": "pets", "version": "1"}
 
 
 def test_large_files_are_read_up_to_the_limit_that_is_asked_for_without_a_warning(tmp_path):
@@ -84,6 +92,23 @@ def test_folders_are_searched_and_unreadable_files_reported_at_the_end(folder):
     assert complaints[0] == "2 of 5 files could not be read:"
     assert "notes.txt: This is not an image" in complaints[1]
     assert "absent.jpg: No such file" in complaints[2]
+
+
+def test_shipped_model_is_chosen_by_its_name():
+    (line,) = run(FROG, "--format", "json", "--model", "scenes").stdout.splitlines()
+    assert json.loads(line)["model"]["name"] == "scenes"
+
+
+def test_progress_bar_is_for_terminals_alone(tmp_path):
+    for i in range(MANY):
+        (tmp_path / f"{i}.jpg").write_bytes(FROG.read_bytes())
+    done = run(tmp_path)
+    assert len(done.stdout.splitlines()) == MANY
+    assert done.stderr == b""
+
+
+def test_version_is_told():
+    assert run("--version").stdout.decode() == f"cifar10-cnn {__version__}\n"
 
 
 def test_standard_input_is_read():
@@ -114,14 +139,91 @@ def test_interrupted_run_goes_on_after_its_last_whole_line(folder, tmp_path, for
 
 
 @pytest.mark.parametrize("form", ["csv", "json"])
-@pytest.mark.parametrize("content", ["something,else\n1,2\nand", "a letter to my aunt"])
+def test_output_of_another_model_is_refused_and_kept(folder, tmp_path, form):
+    output = tmp_path / "out"
+    assert run(folder / "a.jpg", "--format", form, "--output", output).returncode == 0
+    before = output.read_bytes()
+    scenes = ROOT / "rest_api" / "assets" / "scenes"
+    options = ["--format", form, "--top", "3", "--output", output, "--model", scenes]
+    line = error_of("rest_api.predict", folder, *options)
+    assert line.startswith(f"error: {output} cannot be continued: its answers are those of cifar10")
+    assert f", not of scenes {load_bundle(scenes).version}. Name another --output." in line
+    assert output.read_bytes() == before
+
+
+def test_files_that_were_already_answered_are_counted(folder, tmp_path):
+    options = ["--format", "csv", "--output", tmp_path / "out"]
+    assert run(folder / "a.jpg", *options).stderr == b""
+    told = run(folder / "a.jpg", folder / "deep", *options).stderr.decode()
+    assert told == f"Files that {tmp_path}/out already answers: 1.\n"
+
+
+def test_csv_is_not_taken_for_json_lines(folder, tmp_path):
+    output = tmp_path / "o.csv"
+    run(folder / "a.jpg", "--format", "csv", "--output", output)
+    line = error_of("rest_api.predict", folder, "--format", "json", "--output", output)
+    assert f"{output} cannot be continued: its lines are not JSON objects of this command." in line
+
+
+@pytest.mark.parametrize("form", ["csv", "json"])
+@pytest.mark.parametrize(
+    "content", ["something,else\n1,2\nand", "a letter to my aunt", "5\n", "\n\n", '{"file": []}\n']
+)
 def test_output_of_another_kind_is_refused_and_kept(folder, tmp_path, form, content):
     output = tmp_path / "out"
     output.write_text(content)
     done = run(folder, "--format", form, "--output", output)
     assert done.returncode == 1
     assert "cannot be continued" in done.stderr.decode()
+    assert "Traceback" not in done.stderr.decode()
     assert output.read_text() == content
+
+
+@pytest.mark.parametrize("form", ["table", "csv", "json"])
+def test_names_that_are_not_utf8_are_written_as_they_are(folder, tmp_path, form):
+    (folder / "deep" / "b.png").rename(os.fsdecode(os.fsencode(folder) + b"/\xff.png"))
+    written = b"\\udcff.png" if form == "json" else b"/\xff.png"
+    assert written in run(folder, "--format", form).stdout
+    if form != "table":
+        options = ["--format", form, "--output", tmp_path / "out"]
+        assert written in (run(folder, *options), (tmp_path / "out").read_bytes())[1]
+        assert b"already answers: 3.\n" in run(folder, *options).stderr
+
+
+def test_names_with_line_breaks_stay_in_one_cell(folder, tmp_path):
+    (folder / "deep" / "b.png").rename(folder / "deep" / "b\n\r.png")
+    options = ["--format", "csv", "--output", tmp_path / "out"]
+    run(folder, *options)
+    assert b"already answers: 3.\n" in run(folder, *options).stderr
+
+
+@pytest.mark.parametrize(
+    ("output", "reason"),
+    [(".", "Is a directory"), ("absent/o.csv", "No such file"), ("a.jpg/o.csv", "Not a directory")],
+)
+def test_output_that_cannot_be_written_is_refused_by_name(folder, output, reason):
+    line = error_of("rest_api.predict", FROG, "--format", "csv", "--output", folder / output)
+    assert line.startswith(f"error: {folder / output} cannot be written: {reason}")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_full_disk_is_told_in_one_line():
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "rest_api.predict", FROG]
+        done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE)
+    assert done.returncode == 1
+    assert done.stderr.startswith(b"error: standard output cannot be written: No space left")
+    assert done.stderr.count(b"\n") == 1
+
+
+@pytest.mark.parametrize("form", ["table", "csv"])
+def test_closed_standard_output_ends_quietly_as_a_killed_pipe(folder, form):
+    command = [sys.executable, "-m", "rest_api.predict", folder, "--format", form]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == 141
+    process.stderr.close()
 
 
 def test_only_a_few_files_are_read_ahead():
@@ -143,12 +245,27 @@ def test_files_come_in_the_order_of_their_names(folder):
     assert names == ["a.jpg", "notes.txt", "b.png", "c.jpg", "-", "x"]
 
 
+def test_pipes_in_a_folder_are_left_out_and_broken_links_are_not(folder):
+    os.mkfifo(folder / "deep" / "pipe.jpg")
+    (folder / "deep" / "link.jpg").symlink_to("absent")
+    names = [Path(file).name for file in files_of([str(folder / "deep")])]
+    assert names == ["b.png", "c.jpg", "link.jpg"]
+
+
+def test_folder_without_files_is_an_error(tmp_path):
+    (tmp_path / ".hidden").touch()
+    line = error_of("rest_api.predict", tmp_path, "--format", "csv", "--output", tmp_path / "o")
+    assert line.startswith(f"error: no files in {tmp_path}. Name images")
+    assert not (tmp_path / "o").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
         (("--top", "0"), "--top must be 1 or more"),
         (("--output", "x"), "--output needs --format"),
-        (("--model", "absent"), "is not a model bundle"),
+        (("--model", "./absent"), "is not a model bundle"),
+        (("--model", "absent"), "'absent' is no path and no shipped model: these are airplane-or"),
         (("--max-pixels", "200"), "'200' is not a whole number from 1 to 178"),
         (("--cluster", "auto"), "--cluster needs --output"),
         (("--cluster", "auto", "--output", "x", "--top", "5"), "without --top and --format"),

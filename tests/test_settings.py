@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from rest_api import app, classifier
-from rest_api.settings import MIB, Settings, as_markdown, options, parse_arguments
+from rest_api import __version__, app, classifier
+from rest_api.settings import DEFAULT_MODEL, MIB, Settings, as_markdown, options, parse_arguments
 from tests.support import ROOT
 
 
@@ -30,7 +30,7 @@ def test_every_setting_has_an_option_and_a_row_of_the_table():
 
 
 def test_units_lists_and_zero_are_read():
-    arguments = "--max-body 3 --drain 0 --model a --model b --cors https://x --rate-limit 9/hour"
+    arguments = "--max-body 3 --drain 0 --model a/ --model b/ --cors https://x --rate-limit 9/hour"
     assert parse_arguments(arguments.split()) == Settings(
         max_body=3 * MIB,
         drain=0,
@@ -49,6 +49,24 @@ def test_environment_gives_what_the_command_line_does_not(monkeypatch, tmp_path)
     assert parse_arguments(arguments) == Settings(port=9000, api_keys=("three",))
 
 
+def test_bare_name_is_a_shipped_model_unless_there_is_such_a_path(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dishes").mkdir()
+    arguments = "--model scenes --model dishes --model dir/scenes --model scenes/"
+    assert parse_arguments(arguments.split()).models == (
+        DEFAULT_MODEL.with_name("scenes"),
+        Path("dishes"),
+        Path("dir/scenes"),
+        Path("scenes"),
+    )
+
+
+def test_version_is_told(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        parse_arguments(["--version"])
+    assert capsys.readouterr().out == f"cifar10-cnn {__version__}\n"
+
+
 @pytest.mark.parametrize(
     ("flag", "value", "complaint"),
     [
@@ -56,6 +74,7 @@ def test_environment_gives_what_the_command_line_does_not(monkeypatch, tmp_path)
         ("--port", "http", "'http' is not a whole number"),
         ("--workers", "0", "from 1 to 256"),
         ("--engine", "onnx", "invalid choice: 'onnx'"),
+        ("--model", "absent", "'absent' is no path and no shipped model: these are airplane-or-"),
         ("--queue", "-1", "from 0 to 1000"),
         ("--max-pixels", "1e9", "from 1 to 178"),
         ("--rate-limit", "often", "'often' is not a rate such as 60/minute"),

@@ -174,6 +174,26 @@ def test_epochs_without_a_whole_step_are_refused_with_the_least_that_works(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("epochs", ["0", "-1", "nan", "inf"])
+def test_epochs_that_are_no_number_above_0_are_refused_before_data_are_loaded(
+    monkeypatch, capsys, epochs
+):
+    monkeypatch.setattr("sys.argv", ["train", "classic", "--epochs", epochs])
+    with pytest.raises(SystemExit, match="2"):
+        cli.parse_arguments()
+    assert f"argument --epochs: {epochs} is not a number above 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("inside", ["", "run"])
+def test_output_that_cannot_be_written_is_refused_before_data_are_loaded(quick, tmp_path, inside):
+    (tmp_path / "file").touch()
+    run = tmp_path / "file" / inside
+    with pytest.raises(train.RunError) as refused:
+        train.run_recipe("classic", quick, data=tmp_path / "nowhere", run=run)
+    reason = "Not a directory. Give another --output."
+    assert str(refused.value) == f"{run} cannot be written: {reason}"
+
+
 @pytest.mark.parametrize("steps_per_epoch", [1, 2, 7, 22, 351])
 def test_least_epochs_that_the_refusal_names_are_a_step(steps_per_epoch):
     with pytest.raises(train.RunError) as refusal:

@@ -20,7 +20,9 @@ from tests.support import FROG, coloured, error_of, small_backbone
 from training import explanations
 from training import transfer as command
 from training.explanations import faithful
+from training.export import ExportError
 from training.ood import mahalanobis
+from training.photos import features as features_module
 from training.photos import head, transfer, tuning
 from training.photos.backbones import BACKBONES, DEFAULT, WeightsError, load_backbone
 from training.photos.features import (
@@ -33,7 +35,7 @@ from training.photos.features import (
     served,
     view_of,
 )
-from training.photos.inspect import survey
+from training.photos.inspect import PhotosError, survey
 
 SIDE = 32
 
@@ -113,6 +115,17 @@ def test_features_are_computed_once_for_each_content(photos, tmp_path, monkeypat
     again = features(network, some, cache, views=3)
     np.testing.assert_array_equal(again[:30], first)
     assert {photo.digest for photo in computed} == {photo.digest for photo in some[30:]}
+
+
+def test_features_are_saved_from_time_to_time_whether_or_not_a_bar_is_shown(
+    photos, tmp_path, monkeypatch, capfd
+):
+    network, some, saved = pooled(small_backbone(), SIDE), survey(photos).photos[:40], []
+    monkeypatch.setattr(features_module, "SAVE_EVERY", 100)
+    monkeypatch.setattr(features_module, "write_cache", lambda _, known: saved.append(len(known)))
+    features(network, some, tmp_path / "features.npz", views=5)
+    assert saved == [128, 200, 200]  # batches of 32, and the end
+    assert capfd.readouterr().err == ""
 
 
 def test_interruption_keeps_the_features_that_are_there(photos, tmp_path):
@@ -578,6 +591,20 @@ def test_command_refuses_a_cluster_that_is_not_there(photos, tmp_path, monkeypat
         with pytest.raises(SystemExit, match=r"^error: no Ray cluster answers at nowhere"):
             command.main()
     assert not (tmp_path / "bundles").exists()
+
+
+def test_output_that_cannot_be_written_is_refused_before_anything_is_trained(photos, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ExportError, match="file/bundle cannot be written: Not a directory"):
+        transfer.transfer(photos / "absent", tmp_path / "file" / "bundle")
+
+
+@pytest.mark.parametrize("option", ["background", "others"])
+def test_folder_of_other_things_that_does_not_exist_is_named(photos, tmp_path, option):
+    absent = tmp_path / "absent"
+    folders = {"background": absent, "others": [absent]}
+    with pytest.raises(PhotosError, match=f"^{absent} is not a folder. Give one that holds photos"):
+        transfer.transfer(photos, tmp_path / "bundle", **{option: folders[option]})
 
 
 @pytest.mark.slow

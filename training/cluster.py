@@ -77,7 +77,10 @@ def side_by_side(calls: Mapping[str, Callable[[], Result]], address: str) -> lis
     from the checkpoint of its run. Raises what a call has raised, when all have ended; JobError.
     """
     results: dict[ray.ObjectRef, Any] = {}
-    with connected(address, PACKAGE), tqdm(total=len(calls), desc="runs", unit="run") as bar:
+    with (
+        connected(address, PACKAGE),
+        tqdm(total=len(calls), desc="runs", unit="run", disable=None) as bar,
+    ):
         nodes = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
         start = task(run_in, cpus_of_each(len(calls), nodes))
         names = {start.remote(Path.cwd(), call): name for name, call in calls.items()}

@@ -59,7 +59,7 @@ def evaluate(
 
 def in_batches(predict: Predict, images: np.ndarray, size: int = 500) -> Outputs:
     """The network's probabilities and scores for any number of images (N, H, W, 3)."""
-    starts = tqdm(range(0, len(images), size), leave=False, unit="batch")
+    starts = tqdm(range(0, len(images), size), leave=False, unit="batch", disable=None)
     return joined([predict(images[i : i + size]) for i in starts])
 
 

@@ -37,7 +37,7 @@ from rest_api.bundle import (
 from rest_api.engine import Outputs, Predict, load_engine, mean_over_views, silent_stderr
 from training import import_keras, metrics
 from training.evaluate import in_batches
-from training.files import replacing, replacing_folder
+from training.files import check_writable, replacing, replacing_folder
 
 if TYPE_CHECKING:
     import keras
@@ -85,9 +85,15 @@ class ExportError(Exception):
 
 
 def refuse_other_folder(destination: Path) -> None:
-    """Raise ExportError where a bundle would replace something that is none."""
-    if destination.exists() and not (destination / MANIFEST).exists():
-        raise ExportError(f"{destination} exists and is no bundle. Give a folder of its own.")
+    """Raise ExportError where a bundle would replace something else, or cannot be written."""
+    try:
+        if destination.exists() and not (destination / MANIFEST).exists():
+            raise ExportError(f"{destination} exists and is no bundle. Give a folder of its own.")
+        check_writable(destination.parent)
+    except OSError as error:
+        raise ExportError(
+            f"{destination} cannot be written: {error.strerror}. Give a folder that can be."
+        ) from error
 
 
 def write_formats(

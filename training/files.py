@@ -2,8 +2,16 @@
 
 import contextlib
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+
+def check_writable(folder: Path) -> None:
+    """Raise OSError where nothing can be written into a folder, which need not exist yet."""
+    nearest = next(each for each in (folder, *folder.parents) if each.exists())
+    with tempfile.TemporaryFile(dir=nearest):
+        pass
 
 
 @contextlib.contextmanager

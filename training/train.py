@@ -9,6 +9,7 @@ import argparse
 import json
 import sys
 from functools import partial
+from math import inf
 from pathlib import Path
 
 import training
@@ -19,13 +20,20 @@ from training.cifar10.data import DataError
 DTYPES = ("float32", "mixed_bfloat16", "mixed_float16")
 
 
+def positive(text: str) -> float:
+    """A finite number above 0, of the command line."""
+    if not 0 < float(text) < inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
+    return float(text)
+
+
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train a recipe on CIFAR-10.")
     add = parser.add_argument
     add("recipe", choices=recipes.names())
     seed = "of everything random (0); several are a run each"
     add("--seed", type=int_between(0, 2**32 - 1), nargs="+", default=[0], metavar="N", help=seed)
-    add("--epochs", type=float, help="instead of the recipe's own number")
+    add("--epochs", type=positive, help="instead of the recipe's own number")
     add("--final", action="store_true", help="train on all images, measure on the test set")
     add("--hold-out", action="store_true", help="with --final: keep 1,000 images to calibrate on")
     add("--dtype", choices=DTYPES, help="to compute in, instead of the recipe's choice")

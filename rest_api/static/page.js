@@ -279,11 +279,11 @@ function results() {
   return [...pictures.values()].map(({ file, answer }) => ({ filename: file.name, ...answer }));
 }
 
-// The columns of `python -m rest_api.predict --format csv`, and two more.
+// The columns of `python -m rest_api.predict --format csv`, and one more.
 function csv() {
   const ranks = Array.from({ length: TOP }, (_, rank) => rank);
   const guesses = ranks.flatMap((rank) => [`label_${rank + 1}`, `probability_${rank + 1}`]);
-  const head = ["file", "uncertain", "none_of_these", ...guesses, "model", "error"];
+  const head = ["file", "uncertain", "none_of_these", ...guesses, "model", "version", "error"];
   const rows = results().map((result) => [
     result.filename,
     result.uncertain,
@@ -293,6 +293,7 @@ function csv() {
       return [label, probability];
     }),
     result.model?.name,
+    result.model?.version,
     result.error?.message,
   ]);
   return [head, ...rows].map((cells) => `${cells.map(cell).join(",")}\r\n`).join("");

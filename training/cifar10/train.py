@@ -36,7 +36,7 @@ from training.checkpoint import (
 from training.cifar10 import outliers, recipes
 from training.cifar10.data import HELD_OUT, LABELS, Split, load_cifar10, split_validation
 from training.cifar10.recipes import Recipe
-from training.files import replacing
+from training.files import check_writable, replacing
 from training.precision import fastest_dtype, on_accelerator
 
 AVERAGE_EVERY = 5  # steps
@@ -436,6 +436,12 @@ def run_recipe(
             "held_out": HELD_OUT if hold_out else 0,
         }
         return finished(run, wanted if recipe.dtype == "auto" else wanted | {"dtype": recipe.dtype})
+    try:
+        check_writable(run)
+    except OSError as error:
+        raise RunError(
+            f"{run} cannot be written: {error.strerror}. Give another --output."
+        ) from error
     trained_on, test = load_cifar10(data)
     validation, held_out = None, 0
     if not final:

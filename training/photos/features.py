@@ -99,11 +99,14 @@ def features(
     wanted = [(photo, view) for photo in photos for view in range(views)]
     missing = [each for each in wanted if key_of(*each) not in known]
     try:
-        with tqdm(total=len(missing), desc="features", unit="view", disable=not missing) as bar:
+        hidden = not missing or None  # None: unless it is a terminal
+        done = 0
+        with tqdm(total=len(missing), desc="features", unit="view", disable=hidden) as bar:
             for keys, vectors in compute(network, missing, resize) if missing else ():
                 known |= zip(keys, vectors, strict=True)
+                done += len(keys)
                 bar.update(len(keys))
-                if bar.n % SAVE_EVERY < BATCH:
+                if done % SAVE_EVERY < BATCH:
                     write_cache(cache, known)
     finally:
         if missing:

@@ -149,7 +149,7 @@ def inspect(files: Sequence[tuple[Path, str]]) -> tuple[list[Photo], list[tuple[
     """Read every (path, label) as the server would: photos, and unusable files with the reason."""
     with ThreadPoolExecutor() as threads:
         results = threads.map(lambda file: inspect_file(*file), files)
-        found = list(tqdm(results, "inspect", len(files), unit="file"))
+        found = list(tqdm(results, "inspect", len(files), unit="file", disable=None))
     skipped = [(path, r) for (path, _), r in zip(files, found, strict=True) if isinstance(r, str)]
     return [each for each in found if isinstance(each, Photo)], skipped
 

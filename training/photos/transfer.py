@@ -84,6 +84,8 @@ def gather(folder: Path, background: Path | None, seed: int) -> tuple[Survey, Da
 
 def photos_of_nothing(folder: Path) -> list[Photo]:
     """The photos of a folder, which are of no class. Raises PhotosError."""
+    if not folder.is_dir():
+        raise PhotosError(f"{folder} is not a folder. Give one that holds photos of other things.")
     photos, _ = inspect.inspect([(path, BACKGROUND) for path in inspect.files_in(folder)])
     if len(photos) < MIN_PHOTOS:
         raise PhotosError(f"{folder} holds {len(photos)} photos, not {MIN_PHOTOS} or more.")
