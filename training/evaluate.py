@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from rest_api.bundle import FILENAMES, Bundle, BundleError, View, load_bundle, sizes_of
+from rest_api.bundle import FILENAMES, Bundle, BundleError, View, sizes_of
 from rest_api.engine import Outputs, Predict, judge, load_engine, mean_over_views
 from rest_api.images import to_views
 from training import check_installed, metrics
@@ -120,12 +120,10 @@ def main() -> None:
     args = parser.parse_args()
     check_installed()
     from training import plots
-    from training.cifar10.data import LABELS, DataError, load_cifar10
+    from training.cifar10.data import DataError, load_cifar10, load_cifar10_bundle
 
     try:
-        bundle = load_bundle(args.bundle)
-        if bundle.labels != LABELS:
-            sys.exit(f"error: {args.bundle} does not tell CIFAR-10's classes apart.")
+        bundle = load_cifar10_bundle(args.bundle)
         predict = load_engine(bundle, args.engine)
         _, (images, labels) = load_cifar10(args.data)
     except (BundleError, DataError) as error:

@@ -15,8 +15,7 @@ from PIL import Image
 
 from benchmarks.common import command_line, print_table
 from rest_api.bundle import BundleError
-from rest_api.classifier import load_model
-from rest_api.engine import mean_over_views
+from rest_api.engine import load_engine, mean_over_views
 from rest_api.settings import DEFAULT_MODEL
 from training import metrics
 
@@ -54,19 +53,17 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=DEFAULT_MODEL, help="bundle (%(default)s)")
     parser.add_argument("--data", help="directory of cifar-10-batches-py, default $CIFAR10_DIR")
     args = parser.parse_args()
-    from training.cifar10.data import LABELS, DataError, load_cifar10
+    from training.cifar10.data import DataError, load_cifar10, load_cifar10_bundle
     from training.evaluate import in_batches, views_of
 
     try:
-        model = load_model(args.model)
-        if model.bundle.labels != LABELS:
-            sys.exit(f"error: {args.model} does not tell CIFAR-10's classes apart.")
+        bundle = load_cifar10_bundle(args.model)
+        predict = load_engine(bundle)
         _, (images, labels) = load_cifar10(args.data)
     except (BundleError, DataError) as error:
         sys.exit(f"error: {error}")
-    bundle = model.bundle
     views = views_of(map(Image.fromarray, images), bundle.input_size, bundle.views)
-    outputs = mean_over_views([in_batches(model.predict, view) for view in views])
+    outputs = mean_over_views([in_batches(predict, view) for view in views])
     print_table(
         ["coverage", "threshold", "selective accuracy"],
         rows(outputs.probabilities, labels, bundle.threshold),

@@ -6,6 +6,7 @@ they are fitted on images that the bundle's network was trained on, as they are 
 shows them. The bundle must be of a run on all 50,000 training images.
 """
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,11 +14,11 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.common import command_line, mean_and_std, print_table
-from rest_api.bundle import Bundle, load_bundle
+from rest_api.bundle import Bundle, BundleError
 from rest_api.engine import load_engine
 from rest_api.settings import DEFAULT_MODEL
 from training import augment, metrics
-from training.cifar10.data import Split, load_cifar10
+from training.cifar10.data import Split, load_cifar10, load_cifar10_bundle
 from training.evaluate import in_batches, views_of
 from training.export import COVERAGE, calibrate
 
@@ -68,7 +69,10 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=FAST94, help="a bundle (cifar10-fast94)")
     parser.add_argument("--data", help="directory of cifar-10-batches-py, default $CIFAR10_DIR")
     args = parser.parse_args()
-    bundle = load_bundle(args.model)
+    try:
+        bundle = load_cifar10_bundle(args.model)
+    except BundleError as error:
+        sys.exit(f"error: {error}")
     heads = ["fitted on", "temperature", "calibration error (%)", f"coverage, {COVERAGE:.0%} meant"]
     print_table(heads, rows(bundle, args.data))
 

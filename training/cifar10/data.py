@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from rest_api.bundle import Bundle, BundleError, load_bundle
+
 LABELS = (
     "airplane",
     "automobile",
@@ -144,3 +146,11 @@ def split_validation(
         (images[~is_validation], labels[~is_validation]),
         (images[is_validation], labels[is_validation]),
     )
+
+
+def load_cifar10_bundle(path: Path) -> Bundle:
+    """A bundle that tells CIFAR-10's classes apart. Raises BundleError."""
+    bundle = load_bundle(path)
+    if bundle.labels != LABELS:
+        raise BundleError(f"{path} does not tell CIFAR-10's classes apart.")
+    return bundle
