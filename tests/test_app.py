@@ -58,6 +58,7 @@ def test_server_listens_on_an_ipv6_address():
 
 def test_folder_of_a_killed_servers_metrics_is_removed_by_the_next(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "")  # and put back as it was
     killed = tmp_path / f"{METRICS}1"
     killed.mkdir()
     (killed / "lock").touch()

@@ -375,7 +375,7 @@ def test_final_run_holds_images_out_where_it_is_told_to(quick, small_cifar, tmp_
     result = run(hold_out=True)
     assert (result["images"], result["held_out"]) == (190, 10)
     assert run(hold_out=True) == result
-    with pytest.raises(train.RunError, match="finished run with held_out 10, not held_out 0"):
+    with pytest.raises(train.RunError, match="finished run with held_out True, not held_out False"):
         run(hold_out=False)
     with pytest.raises(train.RunError, match=r"seed 0, measured_on test.* not seed 1, measured_on"):
         train.run_recipe("one", recipe, seed=1, data=small_cifar, run=tmp_path / "run")

@@ -433,7 +433,7 @@ def run_recipe(
             "seed": seed,
             "epochs": recipe.epochs if epochs is None else epochs,
             "measured_on": "test" if final else "validation",
-            "held_out": HELD_OUT if hold_out else 0,
+            "held_out": hold_out,
         }
         return finished(run, wanted if recipe.dtype == "auto" else wanted | {"dtype": recipe.dtype})
     try:
@@ -493,6 +493,7 @@ def finished(run: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
     """The result of a finished run. Raises RunError if it was another one than is wanted."""
     result = read_result(run)
     held = {key: result.get(key, value) for key, value in wanted.items()}
+    held["held_out"] = bool(held["held_out"])  # images, or none
     if held != wanted:
         other = [key for key in wanted if held[key] != wanted[key]]
         with_, not_ = (", ".join(f"{key} {each[key]}" for key in other) for each in (held, wanted))
