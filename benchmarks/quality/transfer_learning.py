@@ -51,13 +51,14 @@ def main() -> None:
     parser.add_argument("--backbone", choices=list(BACKBONES), default=DEFAULT)
     parser.add_argument("--weights", help="file of ImageNet weights (shipped, or Keras's download)")
     parser.add_argument("--width", type=float, default=1.0, help="MobileNetV2's alpha")
+    parser.add_argument("--no-tuning", action="store_false", dest="tuning", help="the head only")
     parser.add_argument("--cluster", metavar="ADDRESS", help="of a Ray cluster that trains them")
     args = parser.parse_args()
     import_keras()
     from rest_api.errors import JobError
     from training.checkpoint import RunError
 
-    wanted = ("backbone", "weights", "width", "others")
+    wanted = ("backbone", "weights", "width", "others", "tuning")
     options = {name: getattr(args, name) for name in wanted}
     splits = list(product(args.photos, SEEDS))
     calls = {
