@@ -473,7 +473,7 @@ def lit(image, grid):
     return image * np.clip(0.15 + 0.85 * np.asarray(light), 0, 1)[..., None]
 
 
-answers = [(number, *explained(test_images[number])) for number in range(300)]
+answers = [(number, *explained(image)) for number, image in enumerate(test_images[:300])]
 right = [each for each in answers if each[1] == LABELS[test_labels[each[0]]]][:4]
 wrong = [each for each in answers if each[1] != LABELS[test_labels[each[0]]]][:4]
 chosen = right + wrong
