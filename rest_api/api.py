@@ -234,7 +234,8 @@ def field_not_read(name: str) -> RequestError:
     if name == "image":
         message = f"The form field 'image' is a text, not a file. {WHAT_TO_SEND}"
         return RequestError(400, "no_image", message)
-    right = f"Put it into the address: {PREDICT}?{name}=…." if name in PARAMETERS else WHAT_TO_SEND
+    in_query = f"Put it into the address, as {PREDICT}?{name}=VALUE."
+    right = in_query if name in PARAMETERS else WHAT_TO_SEND
     message = f"The form has a field {name[:40]!r}, and only 'image' is read. {right}"
     return RequestError(400, "unknown_field", message)
 

@@ -46,7 +46,7 @@ SETTINGS = Settings()
 GRACE = 30  # seconds that accepted requests have to end when the server stops
 MAX_CONNECTIONS = 4096  # of each process
 OTHER_FILES = 64  # that a process has open
-METRICS = "classifier-metrics-"  # how the name of their temporary folder begins
+METRICS = "cifar10-cnn-metrics-"  # how the name of their temporary folder begins
 METRICS_FILES = ("counter", "histogram", "gauge_livesum", "gauge_livemax")  # of prometheus_client
 METRICS_SIZE = 256 * 2**10  # bytes, written at the start: a disk that fills later does no harm
 
@@ -191,17 +191,22 @@ def shared_metrics(processes: int) -> Iterator[None]:
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Mark a folder as in use by this process and its children. Raises OSError if it is already."""
-    with (folder / "lock").open("w") as file:
-        if fcntl:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    if not fcntl:
         yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def remove_unused(prefix: str) -> None:
     """Remove the temporary folders of servers that were killed before they could."""
-    for lock in Path(tempfile.gettempdir()).glob(f"{prefix}*/lock") if fcntl else ():
-        with contextlib.suppress(OSError), locked(lock.parent):  # else it is in use
-            shutil.rmtree(lock.parent)
+    for folder in Path(tempfile.gettempdir()).glob(f"{prefix}*") if fcntl else ():
+        with contextlib.suppress(OSError), locked(folder):  # else it is in use, or not ours
+            shutil.rmtree(folder)
 
 
 def warn(message: str) -> None:

@@ -1,7 +1,6 @@
 """Classify millions of photos on a Ray cluster: `python -m rest_api.predict … --cluster ADDRESS`.
 
-A job is a folder, OUTPUT, on storage
-that all nodes share:
+A job is a folder, OUTPUT, on storage that all nodes share:
 
     manifest/       the paths of the photos, in parts of 50 to 5,000, listed once
     job.json        the request, and how many parts there are; written when they are complete

@@ -99,7 +99,7 @@ def test_what_nothing_would_read_is_refused_saying_where_it_belongs(client):
         assert message.endswith("There are: top, model, explain.")
     form = {"image": (io.BytesIO(frog), "frog.jpg"), "model": "scenes"}
     message = refused(client.post("/predict", data=form), 400, "unknown_field")
-    assert message.endswith("Put it into the address: /predict?model=….")
+    assert message.endswith("Put it into the address, as /predict?model=VALUE.")
     sent = {"image": base64.b64encode(frog).decode(), "top": 1}
     assert "unknown field `top`" in refused(client.post("/predict", json=sent), 400, "invalid_json")
 

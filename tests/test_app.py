@@ -61,13 +61,16 @@ def test_folder_of_a_killed_servers_metrics_is_removed_by_the_next(tmp_path, mon
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "")  # and put back as it was
     killed = tmp_path / f"{METRICS}1"
     killed.mkdir()
-    (killed / "lock").touch()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (tmp_path / f"{METRICS}link").symlink_to(elsewhere)  # as another user could make one
     with shared_metrics(1):
-        (first,) = tmp_path.iterdir()
+        assert not killed.exists()
         with shared_metrics(1):
-            assert len(list(tmp_path.iterdir())) == 2  # that of a server that lives is left alone
-    assert not list(tmp_path.iterdir())
-    assert first.name != killed.name
+            lives = [each for each in tmp_path.glob(f"{METRICS}*") if not each.is_symlink()]
+            assert len(lives) == 2  # that of a server that lives is left alone
+    assert elsewhere.exists()
+    assert not any(each.exists() for each in lives)
 
 
 def test_workers_serve_from_processes_of_their_own():

@@ -80,12 +80,15 @@ def training_of(manifest: Mapping[str, Any]) -> list[str]:
     """The paragraphs about a training."""
     training = manifest["training"]
     if "recipe" in training:
-        others = " and on images of other things, CIFAR-100's and made ones" * ("ood" in manifest)
+        others, data = "", "CIFAR-10 (Krizhevsky 2009) states"
+        if "ood" in manifest:
+            others = " and on images of other things, CIFAR-100's and made ones"
+            data = "CIFAR-10 and CIFAR-100 (Krizhevsky 2009) state"
         return [
             f"Trained from scratch on {training['images']:,} images of CIFAR-10{others}: "
             f"{training['epochs']} epochs of the recipe `{training['recipe']}` with seed "
             f"{training['seed']}.",
-            "CIFAR-10 and CIFAR-100 (Krizhevsky 2009) state no licence.",
+            f"{data} no licence.",
         ]
     photos = training["photos"]
     how = (

@@ -43,9 +43,8 @@ def selective(
     Selective prediction (Geifman & El-Yaniv 2017, arXiv:1705.08500), by softmax response.
     """
     kept = probabilities.max(-1) >= threshold
-    return float(kept.mean()), metrics.accuracy(
-        probabilities[kept], labels[kept]
-    ) if kept.any() else 1.0
+    accuracy = metrics.accuracy(probabilities[kept], labels[kept]) if kept.any() else 1.0
+    return float(kept.mean()), accuracy
 
 
 def main() -> None:

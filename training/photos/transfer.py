@@ -338,8 +338,8 @@ def transfer(
     started = time.perf_counter()
     refuse_other_folder(destination)
     found, dataset = gather(folder, background, seed)
-    named = inspect.by_name([*others, *([background] if background else [])])
-    ood_photos = {name: photos_of_nothing(named[name]) for name in named if named[name] in others}
+    inspect.by_name([background, *others] if background else others)  # or one would be lost
+    ood_photos = {path.name: photos_of_nothing(path) for path in others}
     text = inspect.report(found, seed)
     print(text, flush=True)
     keras.utils.set_random_seed(seed)  # for weights and dropout of the backbone
