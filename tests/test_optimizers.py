@@ -5,32 +5,22 @@ import pytest
 from training.optimizers import (
     AirbenchMuon,
     AirbenchSGD,
-    Triangle,
+    PiecewiseLinear,
     orthogonalise,
     piecewise_constant,
 )
 
 
-def test_triangle_rises_to_its_peak_and_falls_to_its_end():
-    schedule = Triangle(peak=10.0, steps=100, start=0.2, top=0.23, end=0.07)
-    rates = [float(schedule(step)) for step in (0, 23, 100)]
-    assert rates == pytest.approx([2.0, 10.0, 0.7], rel=1e-5)
-    assert float(schedule(61.5)) == pytest.approx(5.35, rel=1e-5)
+def test_piecewise_linear_rises_to_its_peak_falls_and_stays_at_its_end():
+    schedule = PiecewiseLinear(10.0, [(0, 0.2), (23, 1), (100, 0.07)])
+    rates = [float(schedule(step)) for step in (0, 11.5, 23, 61.5, 100, 110)]
+    assert rates == pytest.approx([2.0, 6.0, 10.0, 5.35, 0.7, 0.7], rel=1e-5)
 
 
-def test_triangle_stays_at_its_end():
-    schedule = Triangle(peak=10.0, steps=100, start=1, top=0, end=0.05)
-    assert [float(schedule(step)) for step in (100, 110)] == pytest.approx([0.5, 0.5])
-
-
-def test_triangle_goes_on_at_another_rate_after_its_steps():
-    schedule = Triangle(peak=10.0, steps=100, start=1, top=0, end=0, after=0.25)
-    assert [float(schedule(step)) for step in (99, 100, 110)] == pytest.approx([0.1, 2.5, 2.5])
-
-
-def test_triangle_without_a_rise_falls_from_the_start():
-    schedule = Triangle(peak=1.0, steps=10, start=1, top=0, end=0)
-    assert [float(schedule(step)) for step in (0, 5, 10, 12)] == pytest.approx([1, 0.5, 0, 0])
+def test_piecewise_linear_jumps_where_two_points_share_a_step():
+    schedule = PiecewiseLinear(10.0, [(0, 1), (100, 0), (100, 0.6), (120, 0.2)])
+    rates = [float(schedule(step)) for step in (99, 100, 110, 120, 200)]
+    assert rates == pytest.approx([0.1, 6.0, 4.0, 2.0, 2.0], rel=1e-5)
 
 
 def test_steps_change_at_their_fractions_of_training():
@@ -66,7 +56,7 @@ def run(optimizer, steps: int):
 
 
 def test_airbench_sgd_equals_nesterov_sgd_in_decoupled_form():
-    schedule = Triangle(peak=11.5, steps=20, start=0.2, top=0.23, end=0.07)
+    schedule = PiecewiseLinear(11.5, [(0, 0.2), (4.6, 1), (20, 0.07)])
     optimizer = AirbenchSGD(schedule, batch_size=512, whiten_bias_steps=3)
     before, after, gradients = run(optimizer, 6)
 
@@ -83,7 +73,7 @@ def test_airbench_sgd_equals_nesterov_sgd_in_decoupled_form():
 
 
 def test_muon_moves_a_kernel_along_the_orthogonalised_momentum():
-    schedule = Triangle(peak=6.5, steps=10, start=1, top=0, end=0)
+    schedule = PiecewiseLinear(6.5, [(0, 1), (10, 0)])
     before, after, gradients = run(AirbenchMuon(schedule, batch_size=1024), 1)
     unit = before[0] * np.sqrt(8) / np.linalg.norm(before[0])
     move = (unit - after[0]).reshape(36, 8) / 0.24

@@ -1,6 +1,7 @@
 """The optimizers and learning-rate schedules of the recipes, on any Keras backend."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import keras
@@ -8,30 +9,23 @@ from keras import KerasTensor as Tensor
 from keras import ops
 
 
-class Triangle(keras.optimizers.schedules.LearningRateSchedule):
-    """Linear from `start` x peak up to the peak, then linear down to `end` x peak.
+class PiecewiseLinear(keras.optimizers.schedules.LearningRateSchedule):
+    """Linear between `points` (step, fraction of the peak), and constant after the last of them.
 
-    After `steps` steps it is constant: `after` x peak, or where that is None, `end` x peak.
+    The first is at step 0. Two at one step are a jump: it is at the second there.
     """
 
-    def __init__(
-        self,
-        peak: float,
-        steps: int,
-        start: float,
-        top: float,
-        end: float,
-        after: float | None = None,
-    ):
-        self.peak, self.steps, self.start, self.top, self.end = peak, steps, start, top, end
-        self.after = end if after is None else after
+    def __init__(self, peak: float, points: Sequence[tuple[float, float]]):
+        self.peak, self.points = peak, points
 
     def __call__(self, step: Tensor | int) -> Tensor:
-        progress = ops.cast(step, "float32") / self.steps
-        up = self.start + (1 - self.start) * progress / max(self.top, 1e-9)
-        down = 1 - (1 - self.end) * (progress - self.top) / (1 - self.top)
-        then = ops.where(progress < 1, down, self.after)
-        return self.peak * ops.where(progress < self.top, up, then)
+        step = ops.cast(step, "float32")
+        fraction = self.points[-1][1]
+        for (start, first), (end, last) in reversed(list(pairwise(self.points))):
+            if end > start:
+                line = first + (last - first) * (step - start) / (end - start)
+                fraction = ops.where(step < end, line, fraction)
+        return self.peak * fraction
 
     def get_config(self) -> dict[str, Any]:
         return dict(vars(self))
@@ -61,7 +55,7 @@ class AirbenchSGD(keras.optimizers.Optimizer):
 
     def __init__(
         self,
-        learning_rate: Triangle,
+        learning_rate: PiecewiseLinear,
         batch_size: int,
         momentum: float = 0.85,
         weight_decay: float = 0.0153,

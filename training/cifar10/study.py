@@ -13,7 +13,7 @@ import keras
 from training.augment import Augmentation
 from training.cifar10.networks import fast_vgg, initialise, residual_vgg, vgg
 from training.cifar10.recipes import Recipe, airbench94, classic, fast94, street
-from training.optimizers import AirbenchMuon, Triangle
+from training.optimizers import AirbenchMuon, PiecewiseLinear
 
 DROPOUT = (0.2, 0.3, 0.4, 0.5)
 L2 = 1e-4
@@ -73,7 +73,7 @@ narrow = replace(
 def muon_on_small_batches(steps_per_epoch: int, epochs: float) -> AirbenchMuon:
     """As fast94.optimizer, at the rate and momentum of half as many images a step."""
     return AirbenchMuon(
-        Triangle(peak=6.5, steps=int(steps_per_epoch * epochs), start=1, top=0, end=0),
+        PiecewiseLinear(6.5, [(0, 1), (int(steps_per_epoch * epochs), 0)]),
         batch_size=1000,
         filter_rate=0.18,
         filter_momentum=0.65,
@@ -89,7 +89,7 @@ def retuned_muon(steps_per_epoch: int, epochs: float) -> AirbenchMuon:
     fulcrumresearch/cifar-10-speedrun."""
     steps = int(steps_per_epoch * (epochs - TAIL))
     return AirbenchMuon(
-        Triangle(peak=4.6, steps=steps, start=1, top=0, end=0.05),
+        PiecewiseLinear(4.6, [(0, 1), (steps, 0.05)]),
         batch_size=1500,
         momentum=0.825,
         bias_scale=86,

@@ -10,15 +10,15 @@ pixels throughout, Jordan reports 94.01 % (n=1000) after 9.9 epochs.
 from training.augment import Augmentation
 from training.cifar10.networks import fast_vgg, initialise
 from training.cifar10.recipes import Recipe
-from training.optimizers import AirbenchSGD, Triangle
+from training.optimizers import AirbenchSGD, PiecewiseLinear
 
 BATCH = 1024  # images
 
 
 def optimizer(steps_per_epoch: int, epochs: float, bias_scale: float = 64) -> AirbenchSGD:
+    steps = int(steps_per_epoch * epochs)
     return AirbenchSGD(
-        # From 0.2 x the peak up over the first 23 % of training, then down to 0.07 x.
-        Triangle(peak=11.5, steps=int(steps_per_epoch * epochs), start=0.2, top=0.23, end=0.07),
+        PiecewiseLinear(11.5, [(0, 0.2), (0.23 * steps, 1), (steps, 0.07)]),
         batch_size=BATCH,
         momentum=0.85,
         weight_decay=0.0153,  # per 1,024 images, as the peak of 11.5 is

@@ -9,7 +9,7 @@ after 16.7 minutes on 2 CPU cores (AMD EPYC, 2026-11-21), all included; mean ± 
 from training.augment import Augmentation
 from training.cifar10.networks import fast_vgg, initialise
 from training.cifar10.recipes import Recipe
-from training.optimizers import AirbenchMuon, Triangle
+from training.optimizers import AirbenchMuon, PiecewiseLinear
 
 BATCH = 2000  # images
 
@@ -17,7 +17,7 @@ BATCH = 2000  # images
 def optimizer(steps_per_epoch: int, epochs: float) -> AirbenchMuon:
     return AirbenchMuon(
         # From the peak straight down to nothing.
-        Triangle(peak=6.5, steps=int(steps_per_epoch * epochs), start=1, top=0, end=0),
+        PiecewiseLinear(6.5, [(0, 1), (int(steps_per_epoch * epochs), 0)]),
         batch_size=BATCH,
         filter_rate=0.24,  # of the convolutions, at the peak
         filter_momentum=0.6,
