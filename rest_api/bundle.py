@@ -9,7 +9,7 @@ It is the one contract between training and serving. `model.json`:
     input_size   side in pixels of the square RGB image that the network takes, values 0..255
     views        how a photo becomes such squares: a list of {"resize": "stretch", "center_crop" or
                  "letterbox", "mirror": true or false, "size": its side where that differs}. The
-                 network's outputs for them are averaged
+                 network's logits and scores for them are averaged
     files        {engine: {"name", "bytes", "sha256"}} for litert, litert-float32 and keras; the
                  names are those of FILENAMES
     engine       optional: which of them serves where nobody asks for another, litert by default

@@ -102,9 +102,16 @@ def name_outputs(outputs: Sequence[np.ndarray], bundle: Bundle) -> Outputs:
 
 
 def mean_over_views(outputs: Sequence[Outputs]) -> Outputs:
-    """The probabilities and scores for N images from those for each of their views."""
+    """The probabilities and scores for N images from those for each of their views.
+
+    Probabilities are those of the mean logits: their geometric mean, made to sum to 1. Where views
+    disagree, the arithmetic mean is less sure than it is right.
+    """
+    smallest = np.finfo(np.float32).tiny
+    logs = np.mean([np.log(np.maximum(each.probabilities, smallest)) for each in outputs], 0)
+    geometric = np.exp(logs - logs.max(-1, keepdims=True))
     return Outputs(
-        np.mean([each.probabilities for each in outputs], 0),
+        geometric / geometric.sum(-1, keepdims=True),
         np.mean([each.scores for each in outputs], 0),
     )
 

@@ -12,6 +12,7 @@ from rest_api.bundle import BundleError, View, load_bundle
 from rest_api.engine import Outputs, load_engine, mean_over_views
 from rest_api.settings import DEFAULT_MODEL
 from tests.support import FROG, ROOT, rename
+from training import metrics
 from training.evaluate import views_of
 
 CLASSIC = DEFAULT_MODEL.with_name("cifar10-classic")  # without an OOD score
@@ -88,11 +89,19 @@ def test_features_that_the_network_does_not_return_are_refused(tmp_path):
 
 
 def test_means_are_over_the_views_of_each_image():
-    straight = Outputs(np.array([[0.2, 0.8], [1, 0]]), np.array([1, -4]))
-    mirrored = Outputs(np.array([[0.4, 0.6], [0.8, 0.2]]), np.array([3, 4]))
+    logits = np.random.default_rng(0).normal(0, 3, (2, 5, 4))  # of 2 views of 5 images
+    straight, mirrored = map(Outputs, metrics.softmax(logits), np.array([[1] * 5, [3] * 5]))
     mean = mean_over_views([straight, mirrored])
-    np.testing.assert_allclose(mean.probabilities, [[0.3, 0.7], [0.9, 0.1]])
-    np.testing.assert_allclose(mean.scores, [2, 0])
+    np.testing.assert_allclose(mean.probabilities, metrics.softmax(logits.mean(0)))
+    np.testing.assert_allclose(mean.scores, [2] * 5)
+
+
+def test_mean_over_views_is_of_probabilities_also_where_one_view_excludes_a_class():
+    sure = Outputs(np.array([[1, 0]], np.float32), np.array([0]))
+    unsure = Outputs(np.array([[0.5, 0.5]], np.float32), np.array([0]))
+    np.testing.assert_allclose(mean_over_views([sure, unsure]).probabilities, [[1, 0]], atol=1e-9)
+    opposite = Outputs(np.array([[0, 1]], np.float32), np.array([0]))
+    np.testing.assert_allclose(mean_over_views([sure, opposite]).probabilities, [[0.5, 0.5]])
 
 
 def test_one_interpreter_is_made_for_each_thread_and_size_of_view(monkeypatch):

@@ -126,7 +126,7 @@ def test_temperature_and_both_thresholds_are_those_of_the_mean_over_views():
     logits = rng.normal(0, 2, (1000, 2, 10)) + 4 * np.eye(10)[labels][:, None]
     scores = rng.normal(5, 4, (1000, 2))
     temperature, described = export.calibrate(logits, labels, "random", scores, "log odds")
-    probabilities = metrics.softmax(logits / temperature).mean(1)
+    probabilities = metrics.softmax(logits.mean(1) / temperature)
     answered = (probabilities.max(1) >= described["uncertainty"]["threshold"]) & (
         scores.mean(1) >= described["ood"]["threshold"]
     )

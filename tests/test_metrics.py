@@ -64,14 +64,14 @@ def test_views_are_the_image_its_shifts_and_their_mirrors():
     np.testing.assert_array_equal(views[4][1][:, :-1, :-1], images[:, 1:, 1:])
 
 
-def test_temperature_of_several_views_is_fitted_on_the_mean_of_their_probabilities():
+def test_temperature_of_several_views_is_fitted_on_the_mean_of_their_logits():
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 5, 400)
     logits = rng.normal(0, 2, (400, 2, 5)) + 3 * np.eye(5)[labels][:, None]
     temperature = metrics.fit_temperature(logits, labels)
 
     def loss(t: float) -> float:
-        return metrics.cross_entropy(metrics.softmax(logits / t).mean(1), labels)
+        return metrics.cross_entropy(metrics.softmax(logits.mean(1) / t), labels)
 
     assert loss(temperature) < min(loss(temperature * 1.1), loss(temperature / 1.1))
     same = np.repeat(logits[:, :1], 2, axis=1)

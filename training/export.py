@@ -301,7 +301,7 @@ def calibrate(
     images to find the least probable ones, there is a threshold of the OOD score alone.
     """
     temperature = metrics.fit_temperature(logits, labels)
-    probabilities = metrics.softmax(logits / temperature).mean(1)
+    probabilities = metrics.softmax(logits.mean(1) / temperature)
     measures, shares = {"uncertainty": probabilities.max(1)}, [1.0]
     if scores is not None:
         shares = [1 - OOD_SHARE, OOD_SHARE]

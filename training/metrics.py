@@ -92,23 +92,22 @@ def joint_thresholds(
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     """The temperature whose softmax(logits / temperature) has the least cross-entropy.
 
-    Logits are (N, classes), or (N, views, classes) where probabilities are means over views.
-    Searched between 0.05 and 20 (Guo et al. 2017, arXiv:1706.04599). The labels are held for true
-    with a probability of (N + 1) / (N + 2): a few images that are all classified rightly would
-    otherwise make a network sure of everything (Platt 1999).
+    Logits are (N, classes), or (N, views, classes), which are averaged over views. Searched between
+    0.05 and 20 (Guo et al. 2017, arXiv:1706.04599). The labels are held for true with a probability
+    of (N + 1) / (N + 2): a few images that are all classified rightly would otherwise make a
+    network sure of everything (Platt 1999).
     """
     from scipy import special
     from scipy.optimize import minimize_scalar
 
     doubt = 1 / (len(labels) + 2)
-    views = logits.reshape(len(labels), -1, logits.shape[-1])
+    means = logits.reshape(len(labels), -1, logits.shape[-1]).mean(1)
     targets = np.full((len(labels), logits.shape[-1]), doubt / (logits.shape[-1] - 1))
     targets[np.arange(len(labels)), labels] = 1 - doubt
 
     def loss(log_temperature: float) -> float:  # it has one minimum
-        log_probabilities = special.log_softmax(views / np.exp(log_temperature), axis=-1)
-        means = special.logsumexp(log_probabilities, axis=1) - np.log(views.shape[1])
-        return -(targets * means).sum(1).mean()
+        log_probabilities = special.log_softmax(means / np.exp(log_temperature), axis=-1)
+        return -(targets * log_probabilities).sum(1).mean()
 
     bounds = np.log(0.05), np.log(20)
     return float(np.exp(minimize_scalar(loss, bounds=bounds, options={"xatol": 1e-4}).x))

@@ -39,7 +39,7 @@ def figures(fitted_on: Split, measured_on: Split) -> tuple[float, float, float]:
     """Temperature, expected calibration error and coverage, the latter two in percent."""
     temperature, described = calibrate(*fitted_on, "")
     logits, labels = measured_on
-    probabilities = metrics.softmax(logits / temperature).mean(1)
+    probabilities = metrics.softmax(logits.mean(1) / temperature)
     answered = probabilities.max(1) >= described["uncertainty"]["threshold"]
     error = metrics.expected_calibration_error(probabilities, labels)
     return temperature, 100 * error, 100 * float(answered.mean())
