@@ -5,14 +5,15 @@
 Each RUN is a finished run on CIFAR-10, such as runs/street-seed0-final, or on a variant of the
 study. DIR holds a folder a class, named as CIFAR-10's; the DIRs of --others, searched to their
 depths, hold photos of other things (out-of-distribution, OOD). Prints how many photos each view,
-and each pair of views, gets right, the pair that is served also with a size for each; then each
-score's AUROC and FPR95: photos against photos of other things, and images that the run did not see
-against the CIFAR-100 classes that no recipe sees.
+and each pair of views, gets right, the pair that is served also with a size for each; how well its
+probabilities are calibrated if they are averaged, and if logits are; then each score's AUROC and
+FPR95: photos against photos of other things, and images that the run did not see against the
+CIFAR-100 classes that no recipe sees.
 """
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
@@ -74,6 +75,31 @@ def right(logits: np.ndarray, class_ids: np.ndarray, views: Sequence[View]) -> f
     return metrics.accuracy(logits[:, chosen, :KNOWN].mean(1), class_ids)
 
 
+def averaging(logits: np.ndarray, class_ids: np.ndarray) -> dict[str, tuple[float, float, float]]:
+    """Accuracy, calibration error and cross-entropy (nats) by what is averaged over views.
+
+    Logits are (N, V, 10). Each half of the photos has the temperature that suits the other.
+    """
+    ways: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+        "probabilities": lambda each: metrics.softmax(each).mean(1),
+        "logits": lambda each: metrics.softmax(each.mean(1)),
+    }
+    halves = slice(0, None, 2), slice(1, None, 2)
+    found = {}
+    for name, average in ways.items():
+        probabilities = np.empty((len(logits), logits.shape[-1]))
+        for half, other in (halves, halves[::-1]):
+            losses = {
+                t: metrics.cross_entropy(average(logits[other] / t), class_ids[other])
+                for t in np.geomspace(0.25, 4, 100)
+            }
+            probabilities[half] = average(logits[half] / min(losses, key=losses.__getitem__))
+        measures = metrics.accuracy, metrics.expected_calibration_error, metrics.cross_entropy
+        accuracy, error, loss = (measure(probabilities, class_ids) for measure in measures)
+        found[name] = accuracy, error, loss
+    return found
+
+
 def scores(logits: np.ndarray) -> dict[str, np.ndarray]:
     """OOD scores (…) of logits (…, classes), the larger, the more like CIFAR-10's classes."""
     from scipy.special import logsumexp
@@ -127,9 +153,9 @@ def measure(
     }
 
     def of_sizes(*sizes: int) -> np.ndarray:
-        """The mean logits (N, 10) of the views that are served, at these sizes."""
+        """The logits (N, 2, 10) of the views that are served, at these sizes."""
         logits = [known[s].logits[:, view, :KNOWN] for s, view in zip(sizes, served, strict=True)]
-        return np.mean(logits, axis=0)
+        return np.stack(logits, 1)
 
     pair = Outputs(*(each[:, served] for each in known[SIZES[0]]))
     shown = outputs(network, photos_in_views(others, SIZES[0])[:, served])
@@ -140,10 +166,11 @@ def measure(
         "photos": len(files),
         "right": by_size,
         "right_by_sizes": {
-            one: {two: metrics.accuracy(of_sizes(one, two), class_ids) for two in SIZES}
+            one: {two: metrics.accuracy(of_sizes(one, two).mean(1), class_ids) for two in SIZES}
             for one in SIZES
         },
-        "confusion": metrics.confusion_matrix(of_sizes(*SERVED_SIZES), class_ids).tolist(),
+        "averaging": averaging(of_sizes(*SERVED_SIZES), class_ids),
+        "confusion": metrics.confusion_matrix(of_sizes(*SERVED_SIZES).mean(1), class_ids).tolist(),
         "others": list(score_rows(pair, shown, fitted)),
         "cifar100": list(score_rows(outputs(network, images), unseen, fitted)),
     }
@@ -199,6 +226,14 @@ def report(name: str, figures: dict[str, Any]) -> None:
         (
             [f"{size} pixels", *(f"{each:.1%}" for each in of.values())]
             for size, of in figures["right_by_sizes"].items()
+        ),
+    )
+    print()
+    print_table(
+        ["averaged over both", "right", "calibration error", "cross-entropy (nats)"],
+        (
+            [name, f"{accuracy:.1%}", f"{error:.1%}", f"{loss:.3f}"]
+            for name, (accuracy, error, loss) in figures["averaging"].items()
         ),
     )
     print()

@@ -125,7 +125,7 @@ LESS = {
 crops = replace(
     street.recipe,
     network=partial(residual_vgg, street.WIDTHS),
-    optimizer=partial(street.optimizer, falling=1),
+    optimizer=partial(street.optimizer, rates=((0, 0.2), (2.1, 1), (70, 0))),
     epochs=4,
     averaged=0,
     resolution={0: 24, 3: 32},

@@ -10,6 +10,7 @@ That run became this one: it went on from its weights, with the optimizer's mome
     python -m training.train street --final --outliers DIR
 """
 
+from collections.abc import Sequence
 from functools import partial
 
 from rest_api.bundle import View
@@ -24,16 +25,18 @@ WIDTHS = (48, 144, 288)  # filters of the three blocks
 EPOCHS = 136
 # The learning rate, (epoch, fraction of its peak): it falls to zero, begins again (Loshchilov &
 # Hutter 2017, arXiv:1608.03983) and ends constant.
-RATES = ((0, 0.2), (2.1, 1), (70, 0), (70, 0.6), (112, 0.25))
+RATES = ((0, 0.2), (2.1, 1), (70, 0), (70, 0.6), (112, 0.25), (EPOCHS, 0.25))
 # In the constant part the weights are averaged (Izmailov et al. 2018, arXiv:1803.05407): such
 # weights serve photos of other kinds better (Cha et al. 2021, arXiv:2102.08604).
 AVERAGED = 24  # epochs
 
 
-def optimizer(steps_per_epoch: int, epochs: float) -> AirbenchMuon:
-    steps = steps_per_epoch * epochs
+def optimizer(
+    steps_per_epoch: int, epochs: float, rates: Sequence[tuple[float, float]] = RATES
+) -> AirbenchMuon:
+    steps = steps_per_epoch * epochs / rates[-1][0]  # for each unit of `rates`
     return AirbenchMuon(
-        PiecewiseLinear(6.5, [(epoch / EPOCHS * steps, fraction) for epoch, fraction in RATES]),
+        PiecewiseLinear(6.5, [(at * steps, fraction) for at, fraction in rates]),
         batch_size=BATCH,
         filter_rate=0.18,  # of the convolutions, at the peak
         filter_momentum=0.6,
