@@ -202,6 +202,15 @@ def test_client_is_not_told_to_go_on_where_that_is_of_no_use(sent, status):
         assert ask(server.port, sent)[0] == status
 
 
+def test_put_is_answered_the_same_whether_it_asks_before_it_sends():
+    with gate() as server:
+        answers = [
+            ask(server.port, request(b"x" * 101, method="PUT", **headers))
+            for headers in ({}, {"expect": "100-continue"})
+        ]
+    assert [(status, body) for status, _, body in answers] == [(200, b"101:")] * 2
+
+
 def test_client_that_closes_its_side_after_the_request_is_answered():
     def wsgi(environ, start_response):
         time.sleep(0.2)
