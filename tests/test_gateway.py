@@ -441,6 +441,22 @@ def test_thread_outlives_an_application_that_cannot_even_refuse(caplog):
     assert "The refusal failed." in caplog.text
 
 
+def test_answer_of_last_resort_to_head_leaves_the_connection_usable():
+    def wsgi(environ, start_response):
+        if environ["REQUEST_METHOD"] == "HEAD":
+            raise RuntimeError
+        return application(environ, start_response)
+
+    with gate(wsgi, refuse=lambda error: wsgi) as server, connect(server.port) as client:
+        client.sendall(request(method="HEAD"))
+        answer = client.recv(10_000)
+        assert answer.startswith(b"HTTP/1.1 500 ")
+        assert f"Content-Length: {len(gateway.FAILED)}\r\n".encode() in answer
+        assert answer.endswith(b"\r\n\r\n")  # a body would be read as the next answer
+        client.sendall(request(b"abc"))
+        assert answer_of(client)[2] == b"3:abc"
+
+
 def test_slot_is_free_again_after_a_failure(caplog):
     def wsgi(environ, start_response):
         raise RuntimeError
