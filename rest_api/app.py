@@ -231,10 +231,12 @@ def binding(host: str, port: int) -> Callable[[], socket.socket]:
     """
     family, address = resolve(host, port)
     if sys.platform != "linux":
-        return socket.create_server(address, family=family).dup
+        return listen(family, address).dup
 
     def bind() -> socket.socket:
         each = socket.socket(family)
+        if takes_both(family):
+            each.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         each.bind(address)
@@ -250,6 +252,16 @@ def resolve(host: str, port: int) -> tuple[socket.AddressFamily, Any]:
     return family, address
 
 
+def listen(family: socket.AddressFamily, address: Any) -> socket.socket:
+    """A socket that has an address for itself. Raises OSError."""
+    return socket.create_server(address, family=family, dualstack_ipv6=takes_both(family))
+
+
+def takes_both(family: socket.AddressFamily) -> bool:
+    """Whether a socket at all addresses of a family is reached by IPv4, too."""
+    return family == socket.AF_INET6 and socket.has_dualstack_ipv6()
+
+
 def check(settings: Settings) -> None:
     """End the program with one line about what would stop every process."""
     from rest_api.classifier import read_bundles
@@ -261,8 +273,7 @@ def check(settings: Settings) -> None:
     except (BundleError, OSError) as error:
         sys.exit(f"error: {error}")
     try:
-        family, address = resolve(host, port)
-        socket.create_server(address, family=family).close()
+        listen(*resolve(host, port)).close()
     except OSError as error:
         airplay = sys.platform == "darwin" and port == 5000
         sys.exit(

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from rest_api.app import METRICS, schedule_in_batches, shared_metrics
-from rest_api.settings import DEFAULT_MODEL
+from rest_api.app import METRICS, binding, check, listen, resolve, schedule_in_batches, shared_metrics
+from rest_api.settings import DEFAULT_MODEL, Settings
 from tests.support import ROOT, ask, free_port, rename, server
 
 
@@ -45,6 +45,24 @@ def test_server_says_where_it_listens_and_is_no_debugger():
     assert f"http://127.0.0.1:{port}" in output
     assert "debug" not in output.lower()
     assert "development server" not in output
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="needs IPv4 and IPv6")
+def test_all_addresses_are_those_of_ipv4_and_ipv6():
+    with listen(*resolve("::", 0)) as checked, binding("::", free_port())() as bound:
+        for each in (checked, bound):
+            each.listen()
+            for host in ("127.0.0.1", "::1"):
+                socket.create_connection((host, each.getsockname()[1]), timeout=10).close()
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="needs IPv4 and IPv6")
+@pytest.mark.parametrize("shared", [False, True], ids=["another program", "a server of ours"])
+def test_port_that_is_taken_for_ipv4_alone_stops_the_start_of_a_server_for_both(shared):
+    with socket.create_server(("0.0.0.0", 0), reuse_port=shared) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(SystemExit, match=f"error: cannot listen on :::{port}: Address already"):
+            check(Settings(host="::", port=port))
 
 
 @pytest.mark.skipif(not socket.has_ipv6, reason="needs IPv6")
