@@ -9,6 +9,7 @@ has something to set before prometheus_client is imported.
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import shutil
@@ -247,7 +248,10 @@ def binding(host: str, port: int) -> Callable[[], socket.socket]:
 
 def resolve(host: str, port: int) -> tuple[socket.AddressFamily, Any]:
     """Where to listen, IPv4 where a name has both. Raises OSError."""
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except UnicodeError as error:  # of a..b, whose middle part is empty, or of too long a part
+        raise OSError(errno.EINVAL, "no host can have this name") from error
     family, _, _, _, address = min(found, key=lambda each: each[0] != socket.AF_INET)
     return family, address
 
