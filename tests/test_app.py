@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -165,6 +166,24 @@ def test_client_script_says_how_to_start_a_server_where_none_answers():
     url = f"http://127.0.0.1:{free_port()}/"
     line = only_line_of("rest_api/simple_request.py", "--url", url)
     assert line == f"error: No server answers at {url}; start one: make serve"
+
+
+@pytest.mark.parametrize(
+    ("scheme", "sent", "said"),
+    [
+        ("https", b"HTTP/1.1 400 Bad Request\r\n\r\n", "No trusted https at {}; a server without"),
+        ("http", b"", "The connection to {} broke before its answer was whole"),
+        ("http", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{", "The connection to {} broke"),
+    ],
+)
+def test_client_script_tells_no_https_and_a_broken_answer_from_no_server(scheme, sent, said):
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor() as pool:
+        url = f"{scheme}://127.0.0.1:{listener.getsockname()[1]}/predict"
+        line = pool.submit(only_line_of, "rest_api/simple_request.py", "--url", url)
+        with listener.accept()[0] as connection:
+            connection.recv(2**20)
+            connection.sendall(sent)
+        assert line.result().startswith(f"error: {said.format(url)}")
 
 
 def only_line_of(script: str, *options: str) -> str:
