@@ -18,6 +18,7 @@ import socket
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import product
@@ -48,6 +49,7 @@ GRACE = 30  # seconds that accepted requests have to end when the server stops
 MAX_CONNECTIONS = 4096  # of each process
 OTHER_FILES = 64  # that a process has open
 METRICS = "cifar10-cnn-metrics-"  # how the name of their temporary folder begins
+UNLOCKED = 60  # seconds that it may be there before the server that makes it has locked it
 METRICS_FILES = ("counter", "histogram", "gauge_livesum", "gauge_livemax")  # of prometheus_client
 METRICS_SIZE = 256 * 2**10  # bytes, written at the start: a disk that fills later does no harm
 
@@ -206,8 +208,10 @@ def locked(folder: Path) -> Iterator[None]:
 def remove_unused(prefix: str) -> None:
     """Remove the temporary folders of servers that were killed before they could."""
     for folder in Path(tempfile.gettempdir()).glob(f"{prefix}*") if fcntl else ():
-        with contextlib.suppress(OSError), locked(folder):  # else it is in use, or not ours
-            shutil.rmtree(folder)
+        with contextlib.suppress(OSError):  # it is in use, or not ours
+            if folder.stat().st_mtime < time.time() - UNLOCKED:
+                with locked(folder):
+                    shutil.rmtree(folder)
 
 
 def warn(message: str) -> None:

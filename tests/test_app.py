@@ -83,13 +83,30 @@ def test_folder_of_a_killed_servers_metrics_is_removed_by_the_next(tmp_path, mon
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (tmp_path / f"{METRICS}link").symlink_to(elsewhere)  # as another user could make one
+    make_old(tmp_path)
     with shared_metrics(1):
         assert not killed.exists()
+        make_old(tmp_path)
         with shared_metrics(1):
             lives = [each for each in tmp_path.glob(f"{METRICS}*") if not each.is_symlink()]
             assert len(lives) == 2  # that of a server that lives is left alone
     assert elsewhere.exists()
     assert not any(each.exists() for each in lives)
+
+
+def make_old(folder: Path) -> None:
+    """Have all in a folder be of 1970."""
+    for each in folder.iterdir():
+        os.utime(each, (0, 0))
+
+
+def test_folder_of_metrics_that_its_server_is_about_to_lock_is_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "")  # and put back as it was
+    begun = tmp_path / f"{METRICS}1"
+    begun.mkdir()
+    with shared_metrics(1):
+        assert begun.exists()
 
 
 def test_workers_serve_from_processes_of_their_own():
