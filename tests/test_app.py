@@ -13,7 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from rest_api.app import METRICS, binding, check, listen, resolve, schedule_in_batches, shared_metrics
+from rest_api.app import (
+    METRICS,
+    binding,
+    check,
+    listen,
+    locked,
+    resolve,
+    schedule_in_batches,
+    shared_metrics,
+)
 from rest_api.settings import DEFAULT_MODEL, Settings
 from tests.support import ROOT, ask, free_port, rename, server
 
@@ -60,7 +69,7 @@ def test_all_addresses_are_those_of_ipv4_and_ipv6():
 @pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="needs IPv4 and IPv6")
 @pytest.mark.parametrize("shared", [False, True], ids=["another program", "a server of ours"])
 def test_port_that_is_taken_for_ipv4_alone_stops_the_start_of_a_server_for_both(shared):
-    with socket.create_server(("0.0.0.0", 0), reuse_port=shared) as taken:
+    with socket.create_server(("", 0), reuse_port=shared) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(SystemExit, match=f"error: cannot listen on :::{port}: Address already"):
             check(Settings(host="::", port=port))
@@ -82,7 +91,10 @@ def test_folder_of_a_killed_servers_metrics_is_removed_by_the_next(tmp_path, mon
     killed.mkdir()
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    (tmp_path / f"{METRICS}link").symlink_to(elsewhere)  # as another user could make one
+    link = tmp_path / f"{METRICS}link"
+    link.symlink_to(elsewhere)  # as another user could make one
+    with pytest.raises(OSError, match="link"), locked(link):
+        pass
     make_old(tmp_path)
     with shared_metrics(1):
         assert not killed.exists()
