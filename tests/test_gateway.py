@@ -483,17 +483,17 @@ def test_nobody_works_for_a_client_that_has_reset_its_connection():
             assert begun.wait(10)
             goes.sendall(request(b"goes"))
             until(lambda: server.gateway.slots == 0)
+            held = server.gateway.buffered_bytes  # of both
             # Reset: a client that closes in peace may have closed its own side alone.
             goes.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             goes.close()
             until(lambda: len(server.gateway.connections) == 1)
             # Its slot and its bytes are free at once, for another client.
             assert server.gateway.slots == 1
-            held = server.gateway.buffered_bytes
             comes = connect(server.port)
             comes.sendall(request(b"comes"))
             until(lambda: server.gateway.slots == 0)
-            assert server.gateway.buffered_bytes <= 2 * held
+            assert server.gateway.buffered_bytes <= held + 1  # its name is one letter longer
             leave.set()
             assert answer_of(stays)[0] == answer_of(comes)[0] == 200
             comes.close()
