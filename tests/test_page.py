@@ -435,6 +435,7 @@ def test_page_whose_models_were_refused_loads_them_at_the_next_attempt(page, add
     ("answer", "words"),
     [
         ({"json": {"message": "none of the API's"}}, "cannot be read (status 200)"),
+        ({"json": {"success": True}}, "cannot be read (status 200)"),
         ({"status": 502, "body": "<h1>Bad gateway</h1>"}, "cannot be read (status 502)"),
     ],
 )
