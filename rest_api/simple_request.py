@@ -25,7 +25,7 @@ def main() -> None:
     except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError) as error:
         if isinstance(error.args[0], MaxRetryError):  # of attempts to connect
             sys.exit(f"error: No server answers at {args.url}; start one: make serve")
-        sys.exit(f"error: The connection to {args.url} broke before its answer was whole; ask again")
+        sys.exit(f"error: The connection to {args.url} broke before its answer had come; ask again")
     except OSError as error:  # requests' own errors are OSErrors too
         sys.exit(f"error: {error}")
     if not answer["success"]:
