@@ -326,6 +326,7 @@ def classify_here(args: argparse.Namespace) -> None:
         refuse_to_continue(args.output, error)
     except OSError as error:
         refuse_output(args.output, error)
+    done.discard(STDIN)  # where another image may be each time
     answered = Counter(file in done for file in files_of(args.paths))
     if not answered:
         named = ", ".join(args.paths)

@@ -184,6 +184,15 @@ def test_of_what_was_answered_only_the_names_are_held(tmp_path, form):
     assert output.read_text() == "\n".join([*lines, ""])
 
 
+def test_another_image_on_standard_input_is_answered_in_the_same_output(tmp_path):
+    options = ["--format", "json", "--output", tmp_path / "out"]
+    for colour in ("red", "blue"):
+        assert run("-", *options, stdin=encode(Image.new("RGB", (32, 32), colour))).stderr == b""
+    first, second = map(json.loads, (tmp_path / "out").read_text().splitlines())
+    assert first["file"] == second["file"] == "-"
+    assert first["predictions"] != second["predictions"]
+
+
 def test_csv_is_not_taken_for_json_lines(folder, tmp_path):
     output = tmp_path / "o.csv"
     run(folder / "a.jpg", "--format", "csv", "--output", output)
