@@ -92,6 +92,14 @@ def files_of(paths: Sequence[str]) -> Iterator[str]:
             yield from (file for file in files if stat.S_ISREG(mode_of(file) or stat.S_IFREG))
 
 
+def is_same(path: str, output: Path | None) -> bool:
+    """Whether a file is the one that the answers are written to."""
+    try:
+        return output is not None and output.samefile(path)
+    except OSError:  # one of them is not there
+        return False
+
+
 def mode_of(path: str) -> int:
     """The type of a file, for the module stat; 0 where it cannot be looked at."""
     try:
@@ -327,14 +335,18 @@ def classify_here(args: argparse.Namespace) -> None:
     except OSError as error:
         refuse_output(args.output, error)
     done.discard(STDIN)  # where another image may be each time
-    answered = Counter(file in done for file in files_of(args.paths))
+
+    def files() -> Iterator[str]:
+        return (file for file in files_of(args.paths) if not is_same(file, output))
+
+    answered = Counter(file in done for file in files())
     if not answered:
         named = ", ".join(args.paths)
         sys.exit(f"error: no files in {named}. Name images, or a folder with some.")
     if answered[True]:
         print(f"Files that {output} already answers: {answered[True]}.", file=sys.stderr)
     number = answered[False]
-    waiting = (file for file in files_of(args.paths) if file not in done)
+    waiting = (file for file in files() if file not in done)
     predictions = classify_all(waiting, model, top, threads)
     predictions = tqdm(predictions, total=number, unit="img", disable=number < MANY or None)
     with opened(output) as out:

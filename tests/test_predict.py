@@ -193,6 +193,14 @@ def test_another_image_on_standard_input_is_answered_in_the_same_output(tmp_path
     assert first["predictions"] != second["predictions"]
 
 
+def test_output_among_the_photos_is_no_photo(folder):
+    (folder / "notes.txt").unlink()
+    options = ["--format", "json", "--output", folder / "o.json"]
+    assert run(folder, *options).stderr == b""
+    told = run(folder, folder / "deep" / ".." / "o.json", *options).stderr
+    assert told.endswith(b"o.json already answers: 3.\n")
+
+
 def test_csv_is_not_taken_for_json_lines(folder, tmp_path):
     output = tmp_path / "o.csv"
     run(folder / "a.jpg", "--format", "csv", "--output", output)
