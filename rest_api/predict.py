@@ -294,6 +294,10 @@ def classify_on_cluster(args: argparse.Namespace) -> None:
         sys.exit(f"Files that could not be read: {number}. --retry-errors tries them again.")
 
 
+def no_files_in(paths: Sequence[str]) -> str:
+    return f"no files in {', '.join(paths)}. Name images, or a folder with some."
+
+
 def refuse_to_continue(output: str, error: Exception) -> NoReturn:
     sys.exit(f"error: {output} cannot be continued: {error}. Name another --output.")
 
@@ -341,8 +345,7 @@ def classify_here(args: argparse.Namespace) -> None:
 
     answered = Counter(file in done for file in files())
     if not answered:
-        named = ", ".join(args.paths)
-        sys.exit(f"error: no files in {named}. Name images, or a folder with some.")
+        sys.exit(f"error: {no_files_in(args.paths)}")
     if answered[True]:
         print(f"Files that {output} already answers: {answered[True]}.", file=sys.stderr)
     number = answered[False]

@@ -144,10 +144,14 @@ def test_listing_that_was_interrupted_begins_anew(photos, tmp_path):
     assert open_job(job(photos), output) == (1, 5)
 
 
-def test_job_without_photos_has_no_failures(tmp_path):
+@pytest.mark.parametrize("path", ["empty", "empty/*.jpg"])
+def test_job_without_photos_is_an_error_until_there_are_some(tmp_path, path):
     (tmp_path / "empty").mkdir()
-    assert open_job(job(tmp_path / "empty"), str(tmp_path / "job")) == (0, 0)
-    assert not list(failures_in(str(tmp_path / "job")))
+    options = ["--cluster", "local", "--output", tmp_path / "job"]
+    line = error_of("rest_api.predict", tmp_path / path, *options)
+    assert line == f"error: no files in {tmp_path / path}. Name images, or a folder with some."
+    shutil.copy(FROG, tmp_path / "empty" / "new.jpg")
+    assert open_job(job(tmp_path / path), str(tmp_path / "job")) == (1, 1)
 
 
 @pytest.mark.parametrize("change", ["paths", "max_pixels", "embeddings", "model"])
