@@ -210,7 +210,7 @@ def run(address: str, parts: Sequence[str], images: int, arguments: tuple[Any, .
             compute=ray.data.ActorPoolStrategy(min_size=1),
         )
         rows = done.iter_rows()
-        for _ in tqdm(rows, f"{images:,} photos", total=len(parts), unit="part"):
+        for _ in tqdm(rows, f"{images:,} photos", total=len(parts), unit="part", disable=None):
             pass
 
 
