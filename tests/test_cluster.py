@@ -52,9 +52,9 @@ def start(cluster: Any, photos: Path, output: Path, *options: str) -> subprocess
 
 
 def finish(process: subprocess.Popen) -> tuple[int, list[str]]:
-    """The exit status, and what is written to standard error."""
+    """The exit status, and what is written to standard error but by Ray's C++."""
     _, errors = process.communicate(timeout=240)
-    return process.returncode, errors.splitlines()
+    return process.returncode, [line for line in errors.splitlines() if ".cc:" not in line]
 
 
 def wait_until(condition: Callable[[], object], process: subprocess.Popen) -> None:
