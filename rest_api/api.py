@@ -245,7 +245,8 @@ def image_in_json(body: bytes) -> bytes:
     try:
         text = msgspec.json.decode(body, type=schema.Base64Image).image
         if "\n" in text:  # in lines, as many programs write base64
-            text = "".join(text.split())
+            for space in " \t\r\n":  # split() would hold an object for each of a million lines
+                text = text.replace(space, "")
         return base64.b64decode(
             text.rpartition(",")[2] if text.startswith("data:") else text, validate=True
         )

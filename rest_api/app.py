@@ -9,6 +9,7 @@ has something to set before prometheus_client is imported.
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import shutil
@@ -17,6 +18,7 @@ import socket
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import product
@@ -47,6 +49,7 @@ GRACE = 30  # seconds that accepted requests have to end when the server stops
 MAX_CONNECTIONS = 4096  # of each process
 OTHER_FILES = 64  # that a process has open
 METRICS = "cifar10-cnn-metrics-"  # how the name of their temporary folder begins
+UNLOCKED = 60  # seconds that it may be there before the server that makes it has locked it
 METRICS_FILES = ("counter", "histogram", "gauge_livesum", "gauge_livemax")  # of prometheus_client
 METRICS_SIZE = 256 * 2**10  # bytes, written at the start: a disk that fills later does no harm
 
@@ -205,8 +208,10 @@ def locked(folder: Path) -> Iterator[None]:
 def remove_unused(prefix: str) -> None:
     """Remove the temporary folders of servers that were killed before they could."""
     for folder in Path(tempfile.gettempdir()).glob(f"{prefix}*") if fcntl else ():
-        with contextlib.suppress(OSError), locked(folder):  # else it is in use, or not ours
-            shutil.rmtree(folder)
+        with contextlib.suppress(OSError):  # it is in use, or not ours
+            if folder.stat().st_mtime < time.time() - UNLOCKED:
+                with locked(folder):
+                    shutil.rmtree(folder)
 
 
 def warn(message: str) -> None:
@@ -231,10 +236,12 @@ def binding(host: str, port: int) -> Callable[[], socket.socket]:
     """
     family, address = resolve(host, port)
     if sys.platform != "linux":
-        return socket.create_server(address, family=family).dup
+        return listen(family, address).dup
 
     def bind() -> socket.socket:
         each = socket.socket(family)
+        if takes_both(family):
+            each.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         each.bind(address)
@@ -245,9 +252,22 @@ def binding(host: str, port: int) -> Callable[[], socket.socket]:
 
 def resolve(host: str, port: int) -> tuple[socket.AddressFamily, Any]:
     """Where to listen, IPv4 where a name has both. Raises OSError."""
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except UnicodeError as error:  # of a..b, whose middle part is empty, or of too long a part
+        raise OSError(errno.EINVAL, "no host can have this name") from error
     family, _, _, _, address = min(found, key=lambda each: each[0] != socket.AF_INET)
     return family, address
+
+
+def listen(family: socket.AddressFamily, address: Any) -> socket.socket:
+    """A socket that has an address for itself. Raises OSError."""
+    return socket.create_server(address, family=family, dualstack_ipv6=takes_both(family))
+
+
+def takes_both(family: socket.AddressFamily) -> bool:
+    """Whether a socket at all addresses of a family is reached by IPv4, too."""
+    return family == socket.AF_INET6 and socket.has_dualstack_ipv6()
 
 
 def check(settings: Settings) -> None:
@@ -261,8 +281,7 @@ def check(settings: Settings) -> None:
     except (BundleError, OSError) as error:
         sys.exit(f"error: {error}")
     try:
-        family, address = resolve(host, port)
-        socket.create_server(address, family=family).close()
+        listen(*resolve(host, port)).close()
     except OSError as error:
         airplay = sys.platform == "darwin" and port == 5000
         sys.exit(

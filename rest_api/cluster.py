@@ -52,7 +52,7 @@ from rest_api.manifest import (
     write_manifest,
     write_parquet,
 )
-from rest_api.predict import map_ahead, reason
+from rest_api.predict import map_ahead, no_files_in, reason
 
 READERS = 16  # photos that an actor reads at a time, since remote storage answers late
 CONNECT_TIMEOUT = 10  # seconds
@@ -169,7 +169,7 @@ def classify_on_cluster(
 def open_job(job: Job, output: str) -> tuple[int, int]:
     """The numbers of parts and photos of the job in a folder, which is begun if there is none.
 
-    Raises JobError if it is another job's.
+    Raises JobError if it is another job's, or there are no photos.
     """
     filesystem, folder = locate(output)
     path = posixpath.join(folder, "job.json")
@@ -186,6 +186,8 @@ def open_job(job: Job, output: str) -> tuple[int, int]:
             filesystem.create_dir(posixpath.join(folder, name))
         found = itertools.chain.from_iterable(map(photos_of, job.paths))
         parts, images = write_manifest(found, output)
+        if not images:
+            raise JobError(no_files_in(job.paths))
         begun = {"job": job._asdict(), "parts": parts, "images": images}
         scratch = posixpath.join(folder, "unfinished", "job.json")
         with filesystem.open_output_stream(scratch) as stream:
@@ -208,7 +210,7 @@ def run(address: str, parts: Sequence[str], images: int, arguments: tuple[Any, .
             compute=ray.data.ActorPoolStrategy(min_size=1),
         )
         rows = done.iter_rows()
-        for _ in tqdm(rows, f"{images:,} photos", total=len(parts), unit="part"):
+        for _ in tqdm(rows, f"{images:,} photos", total=len(parts), unit="part", disable=None):
             pass
 
 

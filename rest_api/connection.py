@@ -174,7 +174,7 @@ class Connection(asyncio.Protocol):
         if environ.get("HTTP_HOST", ",").count(","):  # RFC 9112, section 3.2
             raise malformed("it must have one Host")
         if environ.get("HTTP_EXPECT", "").lower() == "100-continue":
-            if int(length) > self.keep:
+            if environ["REQUEST_METHOD"] == "POST" and int(length) > limit:  # 405 to others
                 raise too_large(limit)
             self.transport.write(CONTINUE)
 

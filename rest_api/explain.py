@@ -21,9 +21,14 @@ def explain(maps: Sequence[np.ndarray], views: Sequence[View], size: tuple[int, 
     canvas = np.zeros((CANVAS, CANVAS), np.float32)
     for each, view in zip(maps, views, strict=True):
         seen = Image.fromarray(each[:, ::-1] if view.mirror else each)
-        left, top, right, bottom = (round(CANVAS * edge) for edge in place(view, size))
-        laid = seen.resize((right - left, bottom - top), Image.Resampling.BICUBIC)
-        canvas += np.asarray(laid.crop((-left, -top, CANVAS - left, CANVAS - top)))
+        first, last = edges = np.reshape(place(view, size), (2, 2))  # (left, top), (right, bottom)
+        on_photo = edges.clip(0, 1)
+        box = (on_photo - first) / (last - first) * seen.size
+        (left, top), (right, bottom) = np.rint(CANVAS * on_photo).astype(int).tolist()
+        right, bottom = max(right, left + 1), max(bottom, top + 1)  # a crop of a panorama is thin
+        part = (right - left, bottom - top)
+        laid = seen.resize(part, Image.Resampling.BICUBIC, tuple(box.ravel().tolist()))
+        canvas[top:bottom, left:right] += np.asarray(laid)
     cells = np.asarray(Image.fromarray(canvas).reduce(CANVAS // GRID)).clip(0)
     found: np.ndarray = cells / max(cells.max(), np.finfo(np.float32).tiny)
     return found

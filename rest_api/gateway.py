@@ -32,8 +32,8 @@ PATIENCE = 10.0  # seconds that a client may keep them in memory where there is 
 BACKLOG = 1024  # connections that wait to be accepted
 ACCEPTED_AT_ONCE = 8  # connections; those too many are open files for some turns of the loop
 FAILED = "The server failed; its log says why."
-# The answer where even the application that refuses has failed.
-LAST_RESORT = 500, [("Content-Type", "text/plain")], FAILED.encode()
+# Headers of the answer where even the application that refuses has failed.
+LAST_RESORT = [("Content-Type", "text/plain"), ("Content-Length", str(len(FAILED)))]
 
 log = logging.getLogger("rest_api")
 
@@ -235,7 +235,8 @@ class Gateway:
             return call_wsgi(self.refuse(error), self.environ | environ)
         except Exception:  # else it would end a thread, or leave a connection open for ever
             log.exception("The refusal failed.")
-            return LAST_RESORT
+            head = environ.get("REQUEST_METHOD") == "HEAD"
+            return 500, LAST_RESORT, b"" if head else FAILED.encode()
 
 
 def call_wsgi(wsgi: WSGIApplication, environ: WSGIEnvironment) -> Answer:

@@ -119,7 +119,9 @@ def check_size(image: Image.Image, max_pixels: int) -> None:
 
 
 def is_progressive(image: Image.Image) -> bool:
-    return image.format == "JPEG" and "progressive" in image.info  # elsewhere it is a text
+    """Whether it is a progressive JPEG: of other formats, `progressive` is a text."""
+    # MPO is what Pillow calls a JPEG that says it is the first of several.
+    return image.format in ("JPEG", "MPO") and "progressive" in image.info
 
 
 def upright(image: Image.Image) -> Image.Image:

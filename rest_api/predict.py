@@ -2,7 +2,7 @@
 
 Folders are searched to their depths, `-` is an image on standard input. All cores work; memory
 stays the same however many images there are. With --output, the same command after an
-interruption goes on where it was.
+interruption goes on where it was; it holds the names of the files that are answered.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn, TextIO, TypeVar
+from typing import BinaryIO, NoReturn, TextIO, TypeVar
 
 from tqdm import tqdm
 
@@ -92,6 +92,14 @@ def files_of(paths: Sequence[str]) -> Iterator[str]:
             yield from (file for file in files if stat.S_ISREG(mode_of(file) or stat.S_IFREG))
 
 
+def is_same(path: str, output: Path | None) -> bool:
+    """Whether a file is the one that the answers are written to."""
+    try:
+        return output is not None and output.samefile(path)
+    except OSError:  # one of them is not there
+        return False
+
+
 def mode_of(path: str) -> int:
     """The type of a file, for the module stat; 0 where it cannot be looked at."""
     try:
@@ -147,38 +155,60 @@ def already_in(output: Path, form: str, top: int, bundle: Bundle) -> set[str]:
     if not output.exists():
         return set()
     with output.open("rb+") as file:
-        whole, end, rest = file.read().rpartition(b"\n")
-        if rest and not end:
-            raise ValueError("it holds no whole line")
-        lines = io.StringIO(whole.decode(errors=NAMES))
-        models = models_in_json(lines) if form == "json" else models_in_csv(lines, top)
+        lines = whole_lines(file)
+        files, models = answers_in_json(lines) if form == "json" else answers_in_csv(lines, top)
         ours = (bundle.name, bundle.version)
-        if other := next((each for each in models.values() if each != ours), None):
-            theirs = " ".join(map(str, other))
+        if others := models - {ours}:
+            theirs = " ".join(map(str, others.pop()))
             raise ValueError(f"its answers are those of {theirs}, not of {' '.join(ours)}")
-        file.truncate(len(whole + end))
-    return set(models)
+        file.truncate()
+    return files
 
 
-def models_in_json(lines: TextIO) -> dict[str, tuple[str, str]]:
-    """Each file that was answered, and the model's name and version. Raises ValueError."""
+def whole_lines(file: BinaryIO) -> Iterator[str]:
+    """The lines of a file, which is left at the end of the last whole one.
+
+    Raises ValueError if there is a part of a line alone.
+    """
+    end = 0
+    for line in file:
+        if line.endswith(b"\n"):
+            end += len(line)
+            yield line.decode(errors=NAMES)
+        elif not end:
+            raise ValueError
+    file.seek(end)
+
+
+def answers_in_json(lines: Iterable[str]) -> tuple[set[str], set[tuple[str, str]]]:
+    """The files that were answered, and the models' names and versions. Raises ValueError."""
+    files, models = set(), set()
     try:
-        rows = [json.loads(line) for line in lines]
-        return {row["file"]: (row["model"]["name"], row["model"]["version"]) for row in rows}
+        for row in map(json.loads, lines):
+            files.add(row["file"])
+            models.add((row["model"]["name"], row["model"]["version"]))
     except (ValueError, TypeError, KeyError):
         raise ValueError("its lines are not JSON objects of this command") from None
+    return files, models
 
 
-def models_in_csv(lines: TextIO, top: int) -> dict[str, tuple[str, str]]:
+def answers_in_csv(lines: Iterable[str], top: int) -> tuple[set[str], set[tuple[str, str]]]:
     """The same of a table with so many classes. Raises ValueError."""
     header = csv_header(top)
+    columns = header.split(",")
+    files, models = set(), set()
     try:
-        names, *rows = list(csv.reader(lines)) or [header.split(",")]
-        if any(len(row) != len(names) for row in rows) or names != header.split(","):
+        rows = csv.reader(lines)
+        if next(rows, columns) != columns:
             raise ValueError
+        for row in rows:
+            if len(row) != len(columns):
+                raise ValueError
+            files.add(row[0])
+            models.add((row[-2], row[-1]))
     except (ValueError, csv.Error):
         raise ValueError(f"its columns are not {header}") from None
-    return {file: (name, version) for file, *_, name, version in rows}
+    return files, models
 
 
 def write(
@@ -264,6 +294,10 @@ def classify_on_cluster(args: argparse.Namespace) -> None:
         sys.exit(f"Files that could not be read: {number}. --retry-errors tries them again.")
 
 
+def no_files_in(paths: Sequence[str]) -> str:
+    return f"no files in {', '.join(paths)}. Name images, or a folder with some."
+
+
 def refuse_to_continue(output: str, error: Exception) -> NoReturn:
     sys.exit(f"error: {output} cannot be continued: {error}. Name another --output.")
 
@@ -304,14 +338,18 @@ def classify_here(args: argparse.Namespace) -> None:
         refuse_to_continue(args.output, error)
     except OSError as error:
         refuse_output(args.output, error)
-    answered = Counter(file in done for file in files_of(args.paths))
+    done.discard(STDIN)  # where another image may be each time
+
+    def files() -> Iterator[str]:
+        return (file for file in files_of(args.paths) if not is_same(file, output))
+
+    answered = Counter(file in done for file in files())
     if not answered:
-        named = ", ".join(args.paths)
-        sys.exit(f"error: no files in {named}. Name images, or a folder with some.")
+        sys.exit(f"error: {no_files_in(args.paths)}")
     if answered[True]:
         print(f"Files that {output} already answers: {answered[True]}.", file=sys.stderr)
     number = answered[False]
-    waiting = (file for file in files_of(args.paths) if file not in done)
+    waiting = (file for file in files() if file not in done)
     predictions = classify_all(waiting, model, top, threads)
     predictions = tqdm(predictions, total=number, unit="img", disable=number < MANY or None)
     with opened(output) as out:

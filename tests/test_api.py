@@ -3,6 +3,7 @@ import io
 import json
 import shutil
 import threading
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
@@ -13,7 +14,7 @@ from limits.storage import MemoryStorage
 from PIL import Image
 
 from rest_api import __version__, security
-from rest_api.api import App, api, describe
+from rest_api.api import App, api, describe, image_in_json
 from rest_api.app import create_app
 from rest_api.bundle import OodScore
 from rest_api.classifier import LoadedModel
@@ -254,6 +255,18 @@ def test_raw_body_and_base64_are_answered_as_the_form_is(client):
     assert client.post("/predict", json={"image": lines}).get_json() == expected
     url = f"data:image/jpeg;base64,{text}"
     assert client.post("/predict", json={"image": url}).get_json() == expected
+
+
+@pytest.mark.parametrize("ends", [b"\n", b"\r\n", b" \t\n"])
+def test_base64_in_short_lines_takes_little_memory(ends):
+    line = b"AAAA" + json.dumps(ends.decode()).encode()[1:-1]
+    body = b'{"image":"%s"}' % (line * 100_000)
+    tracemalloc.start()
+    try:
+        assert len(image_in_json(body)) == 300_000
+        assert tracemalloc.get_traced_memory()[1] < 3 * len(body)
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"{}", b'{"image": 3}', b'{"image": "***"}'])

@@ -8,12 +8,22 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from rest_api.app import METRICS, schedule_in_batches, shared_metrics
-from rest_api.settings import DEFAULT_MODEL
+from rest_api.app import (
+    METRICS,
+    binding,
+    check,
+    listen,
+    locked,
+    resolve,
+    schedule_in_batches,
+    shared_metrics,
+)
+from rest_api.settings import DEFAULT_MODEL, Settings
 from tests.support import ROOT, ask, free_port, rename, server
 
 
@@ -47,6 +57,24 @@ def test_server_says_where_it_listens_and_is_no_debugger():
     assert "development server" not in output
 
 
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="needs IPv4 and IPv6")
+def test_all_addresses_are_those_of_ipv4_and_ipv6():
+    with listen(*resolve("::", 0)) as checked, binding("::", free_port())() as bound:
+        for each in (checked, bound):
+            each.listen()
+            for host in ("127.0.0.1", "::1"):
+                socket.create_connection((host, each.getsockname()[1]), timeout=10).close()
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="needs IPv4 and IPv6")
+@pytest.mark.parametrize("shared", [False, True], ids=["another program", "a server of ours"])
+def test_port_that_is_taken_for_ipv4_alone_stops_the_start_of_a_server_for_both(shared):
+    with socket.create_server(("", 0), reuse_port=shared) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(SystemExit, match=f"error: cannot listen on :::{port}: Address already"):
+            check(Settings(host="::", port=port))
+
+
 @pytest.mark.skipif(not socket.has_ipv6, reason="needs IPv6")
 def test_server_listens_on_an_ipv6_address():
     with server("--workers", "1", "--host", "::", "--model", str(DEFAULT_MODEL)) as (process, port):
@@ -63,14 +91,34 @@ def test_folder_of_a_killed_servers_metrics_is_removed_by_the_next(tmp_path, mon
     killed.mkdir()
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    (tmp_path / f"{METRICS}link").symlink_to(elsewhere)  # as another user could make one
+    link = tmp_path / f"{METRICS}link"
+    link.symlink_to(elsewhere)  # as another user could make one
+    with pytest.raises(OSError, match="link"), locked(link):
+        pass
+    make_old(tmp_path)
     with shared_metrics(1):
         assert not killed.exists()
+        make_old(tmp_path)
         with shared_metrics(1):
             lives = [each for each in tmp_path.glob(f"{METRICS}*") if not each.is_symlink()]
             assert len(lives) == 2  # that of a server that lives is left alone
     assert elsewhere.exists()
     assert not any(each.exists() for each in lives)
+
+
+def make_old(folder: Path) -> None:
+    """Have all in a folder be of 1970."""
+    for each in folder.iterdir():
+        os.utime(each, (0, 0))
+
+
+def test_folder_of_metrics_that_its_server_is_about_to_lock_is_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "")  # and put back as it was
+    begun = tmp_path / f"{METRICS}1"
+    begun.mkdir()
+    with shared_metrics(1):
+        assert begun.exists()
 
 
 def test_workers_serve_from_processes_of_their_own():
@@ -147,6 +195,24 @@ def test_client_script_says_how_to_start_a_server_where_none_answers():
     url = f"http://127.0.0.1:{free_port()}/"
     line = only_line_of("rest_api/simple_request.py", "--url", url)
     assert line == f"error: No server answers at {url}; start one: make serve"
+
+
+@pytest.mark.parametrize(
+    ("scheme", "sent", "said"),
+    [
+        ("https", b"HTTP/1.1 400 Bad Request\r\n\r\n", "No trusted https at {}; a server without"),
+        ("http", b"", "The connection to {} broke before its answer had come"),
+        ("http", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{", "The connection to {} broke"),
+    ],
+)
+def test_client_script_tells_no_https_and_a_broken_answer_from_no_server(scheme, sent, said):
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor() as pool:
+        url = f"{scheme}://127.0.0.1:{listener.getsockname()[1]}/predict"
+        line = pool.submit(only_line_of, "rest_api/simple_request.py", "--url", url)
+        with listener.accept()[0] as connection:
+            connection.recv(2**20)
+            connection.sendall(sent)
+        assert line.result().startswith(f"error: {said.format(url)}")
 
 
 def only_line_of(script: str, *options: str) -> str:

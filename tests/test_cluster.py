@@ -1,7 +1,6 @@
 """Jobs on a real cluster of several Ray nodes, all on this machine, of which some die."""
 
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -53,9 +52,9 @@ def start(cluster: Any, photos: Path, output: Path, *options: str) -> subprocess
 
 
 def finish(process: subprocess.Popen) -> tuple[int, list[str]]:
-    """The exit status and what is written below the progress bar."""
+    """The exit status, and what is written to standard error but by Ray's C++."""
     _, errors = process.communicate(timeout=240)
-    return process.returncode, re.split(r"(?:part/s|s/part)\]\n", errors)[-1].splitlines()
+    return process.returncode, [line for line in errors.splitlines() if ".cc:" not in line]
 
 
 def wait_until(condition: Callable[[], object], process: subprocess.Popen) -> None:

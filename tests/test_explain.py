@@ -6,7 +6,7 @@ from PIL import Image
 
 from rest_api.bundle import View
 from rest_api.classifier import LoadedModel, load_model
-from rest_api.explain import GRID, explain
+from rest_api.explain import CANVAS, GRID, explain
 from rest_api.settings import DEFAULT_MODEL
 from tests.support import FROG, ROOT, encode, post
 
@@ -51,6 +51,26 @@ def test_bars_of_a_letterbox_are_no_part_of_the_photo():
     in_the_bar, below_it = spot(8, 8, (0, 4)), spot(8, 8, (2, 4))
     grid = explain([in_the_bar + below_it], [View("letterbox")], (400, 200))
     assert centre(grid) == pytest.approx((0.5 / 4, 4.5 / 8), abs=0.05)
+
+
+@pytest.mark.parametrize("size", [(2000, 20), (20, 2000), (65_000, 1)])
+def test_crop_of_a_panorama_lies_in_its_middle(size):
+    grid = explain([np.ones((3, 3), np.float32)], [View("center_crop")], size)
+    assert (grid > 0).sum() == GRID  # a row or column
+    assert centre(grid) == pytest.approx((0.5, 0.5), abs=0.5 / GRID)
+
+
+def test_bars_of_a_panorama_are_not_laid_out(monkeypatch):
+    sizes, resize = [], Image.Image.resize
+
+    def noted(image, size, *args):
+        sizes.append(size)
+        return resize(image, size, *args)
+
+    monkeypatch.setattr(Image.Image, "resize", noted)
+    grid = explain([spot(8, 8, (4, 2))], [View("letterbox")], (65_000, 1))
+    assert centre(grid) == pytest.approx((0.5, 2.5 / 8), abs=0.05)
+    assert sizes == [(CANVAS, CANVAS)]
 
 
 def test_what_speaks_against_the_class_counts_as_nothing():

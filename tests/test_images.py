@@ -6,7 +6,7 @@ import pytest
 from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
 
-from benchmarks.robustness.bombs import BOMBS
+from benchmarks.robustness.bombs import BOMBS, first_of_two
 from rest_api import images
 from rest_api.bundle import View
 from rest_api.errors import RequestError
@@ -295,12 +295,21 @@ def test_phone_photo_is_decoded_at_reduced_scale_with_the_same_answer(client):
         ("TIFF 1 bit, 50 MP", "TIFF image has more than 25 megapixels"),
         ("WebP lossless, 50 MP", "WEBP image has more than 12 megapixels"),
         ("JPEG, 1,000 scans", "more than 100 scans"),
+        ("MPO, 1,000 scans", "more than 100 scans"),
     ],
 )
 def test_costly_image_is_refused_by_its_header(name, reason):
     with pytest.raises(RequestError, match=reason) as error:
         decode(BOMBS[name](), 32)
     assert error.value.code in ("too_many_pixels", "too_complex")
+
+
+@pytest.mark.parametrize("form", [bytes, first_of_two])
+def test_progressive_jpeg_may_have_fewer_pixels_also_as_the_first_of_several(form):
+    data = form(encode(gradient(), "JPEG", progressive=True, subsampling=0))
+    assert decode(data, 32, max_pixels=64 * 48 * 5 // 4).size == (64, 48)
+    with pytest.raises(RequestError, match="The progressive JPEG image has more than"):
+        decode(data, 32, max_pixels=64 * 48)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "I;16"])

@@ -4,14 +4,17 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray.data
 
-from rest_api import manifest
+from rest_api import cluster, manifest
 from rest_api.bundle import load_bundle
 from rest_api.classifier import load_model
 from rest_api.cluster import Classifier, Job, failures_in, open_job, refuse_unreachable
@@ -144,10 +147,14 @@ def test_listing_that_was_interrupted_begins_anew(photos, tmp_path):
     assert open_job(job(photos), output) == (1, 5)
 
 
-def test_job_without_photos_has_no_failures(tmp_path):
+@pytest.mark.parametrize("path", ["empty", "empty/*.jpg"])
+def test_job_without_photos_is_an_error_until_there_are_some(tmp_path, path):
     (tmp_path / "empty").mkdir()
-    assert open_job(job(tmp_path / "empty"), str(tmp_path / "job")) == (0, 0)
-    assert not list(failures_in(str(tmp_path / "job")))
+    options = ["--cluster", "local", "--output", tmp_path / "job"]
+    line = error_of("rest_api.predict", tmp_path / path, *options)
+    assert line == f"error: no files in {tmp_path / path}. Name images, or a folder with some."
+    shutil.copy(FROG, tmp_path / "empty" / "new.jpg")
+    assert open_job(job(tmp_path / path), str(tmp_path / "job")) == (1, 1)
 
 
 @pytest.mark.parametrize("change", ["paths", "max_pixels", "embeddings", "model"])
@@ -222,6 +229,15 @@ def test_damaged_job_is_refused_by_name(tmp_path, content):
     (tmp_path / "job.json").write_text(content)
     line = error_of("rest_api.predict", FROG, "--cluster", "local", "--output", tmp_path)
     assert line.startswith(f"error: {tmp_path} cannot be continued: ")
+
+
+def test_progress_bar_of_a_job_is_for_terminals_alone(monkeypatch, capsys):
+    done = MagicMock()
+    done.return_value.map_batches.return_value.iter_rows.return_value = [{"part": "a"}]
+    monkeypatch.setattr(ray.data, "from_items", done)
+    monkeypatch.setattr(cluster, "connected", nullcontext)
+    cluster.run("local", ["a"], 1, ())
+    assert capsys.readouterr().err == ""
 
 
 def test_without_ray_one_line_says_how_to_install_it():

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,15 @@ from PIL import Image
 from rest_api import __version__
 from rest_api.bundle import load_bundle
 from rest_api.classifier import Prediction
-from rest_api.predict import FORMATS, MANY, classify_all, csv_header, files_of, needs_ray
+from rest_api.predict import (
+    FORMATS,
+    MANY,
+    already_in,
+    classify_all,
+    csv_header,
+    files_of,
+    needs_ray,
+)
 from rest_api.settings import DEFAULT_MODEL
 from tests.support import FROG, ROOT, encode, error_of, post
 
@@ -156,6 +165,40 @@ def test_files_that_were_already_answered_are_counted(folder, tmp_path):
     assert run(folder / "a.jpg", *options).stderr == b""
     told = run(folder / "a.jpg", folder / "deep", *options).stderr.decode()
     assert told == f"Files that {tmp_path}/out already answers: 1.\n"
+
+
+@pytest.mark.parametrize("form", ["csv", "json"])
+def test_of_what_was_answered_only_the_names_are_held(tmp_path, form):
+    bundle, output, count = load_bundle(DEFAULT_MODEL), tmp_path / "out", 10_000
+    prediction = Prediction([(label, 0.1) for label in bundle.labels], 0, False, False, 0, 0)
+    names = [f"photos/of/a/long/journey/{i:05}.jpg" for i in range(count)]
+    lines = [csv_header(10)] * (form == "csv")
+    lines += [FORMATS[form](name, prediction, bundle) for name in names]
+    output.write_text("\n".join([*lines, "and"]))
+    tracemalloc.start()
+    try:
+        assert already_in(output, form, 10, bundle) == set(names)
+        assert tracemalloc.get_traced_memory()[1] < 250 * count
+    finally:
+        tracemalloc.stop()
+    assert output.read_text() == "\n".join([*lines, ""])
+
+
+def test_another_image_on_standard_input_is_answered_in_the_same_output(tmp_path):
+    options = ["--format", "json", "--output", tmp_path / "out"]
+    for colour in ("red", "blue"):
+        assert run("-", *options, stdin=encode(Image.new("RGB", (32, 32), colour))).stderr == b""
+    first, second = map(json.loads, (tmp_path / "out").read_text().splitlines())
+    assert first["file"] == second["file"] == "-"
+    assert first["predictions"] != second["predictions"]
+
+
+def test_output_among_the_photos_is_no_photo(folder):
+    (folder / "notes.txt").unlink()
+    options = ["--format", "json", "--output", folder / "o.json"]
+    assert run(folder, *options).stderr == b""
+    told = run(folder, folder / "deep" / ".." / "o.json", *options).stderr
+    assert told.endswith(b"o.json already answers: 3.\n")
 
 
 def test_csv_is_not_taken_for_json_lines(folder, tmp_path):

@@ -75,6 +75,7 @@ def test_version_is_told(capsys):
         ("--workers", "0", "from 1 to 256"),
         ("--engine", "onnx", "invalid choice: 'onnx'"),
         ("--model", "absent", "'absent' is no path and no shipped model: these are airplane-or-"),
+        ("--model", "a" * 300, "aaa' is no path and no shipped model: these are airplane-or-"),
         ("--queue", "-1", "from 0 to 1000"),
         ("--max-pixels", "1e9", "from 1 to 178"),
         ("--rate-limit", "often", "'often' is not a rate such as 60/minute"),
@@ -132,6 +133,15 @@ def test_port_that_airplay_has_is_explained_on_macos(monkeypatch, platform, told
     assert str(end.value).startswith("error: cannot listen on 127.0.0.1:5000: Address already")
     assert "--port 8000" in str(end.value)
     assert ("AirPlay" in str(end.value)) == told
+
+
+@pytest.mark.parametrize("host", ["a..b", "a" * 64])
+def test_host_that_can_have_no_address_is_refused_in_one_line(host):
+    with pytest.raises(SystemExit) as end:
+        app.check(Settings(host=host))
+    message = f"error: cannot listen on {host}:5000: no host can have this name. Choose another"
+    assert str(end.value).startswith(message)
+    assert str(end.value).endswith("or another --host.")
 
 
 def test_bundle_that_may_not_be_read_is_not_taken_for_a_port(monkeypatch):

@@ -126,6 +126,16 @@ def jpeg_scans(size: tuple[int, int], scans: int, **options: object) -> bytes:
     return data[:last] + data[last:-2] * scans + data[-2:]
 
 
+def first_of_two(data: bytes) -> bytes:
+    """A JPEG that says that another comes behind it: Pillow calls it MPO."""
+    entries = [(0xB001, 4, 1, 2), (0xB002, 7, 32, 8)]  # number of images; where each lies
+    return jpeg_segments(data, (0xE2, b"MPF\0" + tiff(8, 8, entries, bytes(32))))
+
+
+def mpo_scans(size: tuple[int, int], scans: int) -> bytes:
+    return first_of_two(jpeg_scans(size, scans))
+
+
 def flat(fmt: str, mode: str, size: tuple[int, int], **options: object) -> bytes:
     """One colour, in any format that Pillow writes."""
     return encoded(Image.new(mode, size), fmt, **options)
@@ -191,6 +201,7 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "TIFF JPEG": of(flat, "TIFF", "RGB", (5000, 5000), compression="jpeg"),
     "TIFF group 4": of(flat, "TIFF", "1", (5000, 5000), compression="group4"),
     "JPEG, 1,000 scans": of(jpeg_scans, (2000, 2000), 1000),
+    "MPO, 1,000 scans": of(mpo_scans, (2000, 2000), 1000),
     "JPEG progressive 4:4:4": of(
         flat, "JPEG", "RGB", (SIDE, SIDE), progressive=True, subsampling=0
     ),

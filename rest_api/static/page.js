@@ -120,10 +120,11 @@ async function request(url, options = {}) {
   throw new Error(key ? "This API key is not valid." : "Enter the API key of this server.");
 }
 
-// What the API answers, or an Error in its words. A proxy may have answered in its place.
-async function jsonOf(response) {
+// What the API answers, with the part that is asked for, or an Error in its words. A proxy may have answered
+// in its place.
+async function jsonOf(response, part) {
   const answer = await response.json().catch(() => null);
-  if (response.ok && answer?.success) return answer;
+  if (response.ok && answer?.success && answer[part]) return answer;
   const { code, message = `The server's answer cannot be read (status ${response.status}).` } = answer?.error ?? {};
   throw Object.assign(new Error(message), { code });
 }
@@ -162,7 +163,8 @@ async function ask(card) {
     if (!picture.file.size) throw new Error("The file is empty.");
     const body = new FormData();
     body.append("image", picture.file, picture.file.name);
-    answer = await jsonOf(await request(predictUrl(), { method: "POST", body, signal: stop.signal }));
+    const response = await request(predictUrl(), { method: "POST", body, signal: stop.signal });
+    answer = await jsonOf(response, "predictions");
   } catch ({ code, message }) {
     answer = { success: false, error: { code, message } };
   }
@@ -247,7 +249,8 @@ async function look(card) {
   const body = new FormData();
   body.append("image", pictures.get(card).file);
   try {
-    const answer = await jsonOf(await request(`${predictUrl()}&explain=true`, { method: "POST", body }));
+    const response = await request(`${predictUrl()}&explain=true`, { method: "POST", body });
+    const answer = await jsonOf(response, "explanation");
     drawShade(answer.explanation.grid);
     $("shade").hidden = button.getAttribute("aria-pressed") === "false";
   } catch (error) {
@@ -332,7 +335,7 @@ async function copied(element) {
 async function loadModels() {
   modelsMissing = false;
   try {
-    ({ models } = await jsonOf(await request("/models")));
+    ({ models } = await jsonOf(await request("/models"), "models"));
   } catch (error) {
     modelsMissing = true;
     $("status").textContent = error.message;
