@@ -21,11 +21,11 @@ def main() -> None:
         with args.photo.open("rb") as image:
             answer = requests.post(args.url, files={"image": image}, timeout=30).json()
     except requests.exceptions.SSLError:
-        sys.exit(f"error: No trusted https at {args.url}; a server without it is asked by http://")
+        sys.exit(f"error: No trusted https at {args.url}; use http:// for a server without it")
     except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError) as error:
         if isinstance(error.args[0], MaxRetryError):  # of attempts to connect
             sys.exit(f"error: No server answers at {args.url}; start one: make serve")
-        sys.exit(f"error: The connection to {args.url} broke before its answer had come; ask again")
+        sys.exit(f"error: The connection to {args.url} broke before its answer had come; try again")
     except OSError as error:  # requests' own errors are OSErrors too
         sys.exit(f"error: {error}")
     if not answer["success"]:

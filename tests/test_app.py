@@ -200,7 +200,7 @@ def test_client_script_says_how_to_start_a_server_where_none_answers():
 @pytest.mark.parametrize(
     ("scheme", "sent", "said"),
     [
-        ("https", b"HTTP/1.1 400 Bad Request\r\n\r\n", "No trusted https at {}; a server without"),
+        ("https", b"HTTP/1.1 400 Bad Request\r\n\r\n", "No trusted https at {}; use http://"),
         ("http", b"", "The connection to {} broke before its answer had come"),
         ("http", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{", "The connection to {} broke"),
     ],
