@@ -495,11 +495,16 @@ def finished(run: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
     held = {key: result.get(key, value) for key, value in wanted.items()}
     held["held_out"] = bool(held["held_out"])  # images, or none
     if held != wanted:
-        other = [key for key in wanted if held[key] != wanted[key]]
-        with_, not_ = (", ".join(f"{key} {each[key]}" for key in other) for each in (held, wanted))
         raise RunError(
-            f"{run} holds a finished run with {with_}, not {not_}. "
+            f"{run} holds a finished run with {difference(held, wanted)}. "
             "Remove it, or give another --output."
         )
     print(f"{run} is finished; remove it to train again.")
     return result
+
+
+def difference(held: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """What is held and what is wanted, where they differ."""
+    other = [key for key in wanted if held[key] != wanted[key]]
+    texts = (", ".join(f"{key} {each[key]}" for key in other) for each in (held, wanted))
+    return ", not ".join(texts)
