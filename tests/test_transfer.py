@@ -455,6 +455,21 @@ def test_interrupted_tuning_ends_at_the_same_weights(photos, tmp_path, monkeypat
         np.testing.assert_array_equal(values, cut[name])
 
 
+def test_tuning_begins_anew_where_other_photos_choose_its_best_epoch(photos, tmp_path, monkeypatch):
+    runs = []
+    monkeypatch.setattr(tuning, "tune", lambda *arguments, **_: runs.append(arguments[-1]) or [])
+    task = task_of(photos, tmp_path)
+    parts = task.dataset.parts
+    other = replace(task.dataset, parts=parts | {"validation": parts["validation"][1:]})
+    for dataset in (task.dataset, other):
+        for validate in (lambda: (0.0, 0.0), None):
+            some = replace(task, dataset=dataset)
+            transfer.tune(some, some.network, parts["train"], 0.1, 1, validate)
+    (one, alone), (another, same) = runs[:2], runs[2:]
+    assert len({one, alone, another}) == 3
+    assert alone == same
+
+
 def test_seed_reseeds_fine_tuning(photos, tmp_path):
     _, dataset = transfer.gather(photos, None, 0)
     train = dataset.photos("train")

@@ -259,8 +259,9 @@ def tune(
     validate: tuning.Validate | None = None,
 ) -> list[dict[str, float]]:
     """Fine-tune in a directory whose name changes with everything that the result depends on."""
-    settings = head.SETTINGS, tuning.SETTINGS, penalty, task.seed, epochs, bool(validate)
-    content = [(photo.digest, photo.label) for photo in photos]
+    settings = head.SETTINGS, tuning.SETTINGS, penalty, task.seed, epochs
+    validation = task.dataset.parts["validation"] if validate else []  # they choose the best epoch
+    content = [[(photo.digest, photo.label) for photo in some] for some in (photos, validation)]
     what = repr([cache_name(task.network, task.resize), settings, content])
     run = task.runs / f"tuning-{hashlib.sha256(what.encode()).hexdigest()[:12]}"
     targets = head.one_hot(task.dataset.class_ids(photos))
