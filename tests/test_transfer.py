@@ -320,6 +320,19 @@ def test_explanations_are_offered_where_they_tell_twice_what_chance_does(
 
 
 @pytest.mark.slow
+def test_bundle_that_cannot_be_tried_is_not_written(photos, tmp_path, monkeypatch):
+    def unreadable(*_: object) -> bool:
+        raise PhotosError("a photo was removed meanwhile")
+
+    monkeypatch.setattr(transfer, "load_backbone", small_backbone)
+    monkeypatch.setattr(transfer, "faithful", unreadable)
+    bundle = tmp_path / "bundles" / "mine"
+    with pytest.raises(PhotosError, match="removed meanwhile"):
+        transfer.transfer(photos, bundle, image_size=SIDE, tuning=False, runs=tmp_path / "runs")
+    assert not list(bundle.parent.iterdir())
+
+
+@pytest.mark.slow
 def test_card_has_the_figures_of_the_report(result):
     figures, folder = result
     card = (folder / "bundle" / "CARD.md").read_text()

@@ -27,6 +27,7 @@ from training.card import card, write_card
 from training.checkpoint import versions
 from training.explanations import faithful
 from training.export import calibrate, change_manifest, export, refuse_other_folder
+from training.files import replacing_folder
 from training.ood import log_odds, mahalanobis
 from training.photos import COVERAGE, head, inspect, tuning
 from training.photos.backbones import BACKBONES, DEFAULT, load_backbone
@@ -351,29 +352,30 @@ def transfer(
     network = fit(task, selection)
     compared = dataset.photos("test")[:MAX_COMPARED]
     known = some_of(dataset.photos("train"), CALIBRATION)
-    export(
-        network,
-        destination,
-        {"name": destination.name, **describe(task, selection, backbone, width)},
-        served(compared, image_size, views),
-        dataset.class_ids(compared),
-        engines=engines,
-        calibration=served(known, image_size, [View(task.resize)])[0],
-        saved_model=saved_model,
-    )
-    if background:
-        ood_photos |= {background.name: dataset.background("test")}
-    bundle = load_bundle(destination)
-    explained = some_of(dataset.photos(*dataset.parts), EXPLAINED)
-    if faithful(bundle, [photo.path for photo in explained]):
-        bundle = change_manifest(bundle, explains=True)
-    parts = {part: dataset.photos(part) for part in dataset.parts}
-    figures, drawings = examine(bundle, parts, ood_photos)
-    failures = [
-        f"{label} taken for {other}: {count} of {n} test photos"
-        for label, other, count, n in figures["mistaken"]
-    ]
-    write_card(destination, card(bundle.manifest, figures["rows"], failures, source))
+    with replacing_folder(destination) as bundle_folder:  # until it has its card, too
+        export(
+            network,
+            bundle_folder,
+            {"name": destination.name, **describe(task, selection, backbone, width)},
+            served(compared, image_size, views),
+            dataset.class_ids(compared),
+            engines=engines,
+            calibration=served(known, image_size, [View(task.resize)])[0],
+            saved_model=saved_model,
+        )
+        if background:
+            ood_photos |= {background.name: dataset.background("test")}
+        bundle = load_bundle(bundle_folder)
+        explained = some_of(dataset.photos(*dataset.parts), EXPLAINED)
+        if faithful(bundle, [photo.path for photo in explained]):
+            bundle = change_manifest(bundle, explains=True)
+        parts = {part: dataset.photos(part) for part in dataset.parts}
+        figures, drawings = examine(bundle, parts, ood_photos)
+        failures = [
+            f"{label} taken for {other}: {count} of {n} test photos"
+            for label, other, count, n in figures["mistaken"]
+        ]
+        write_card(bundle_folder, card(bundle.manifest, figures["rows"], failures, source))
     figures["seconds"] = round(time.perf_counter() - started, 1)
     if selection.interpolation:
         history = {"fine-tuning": selection.history}
