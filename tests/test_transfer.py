@@ -374,6 +374,23 @@ def test_photos_like_the_background_are_uncertain(photos, tmp_path, monkeypatch)
     assert figures["auroc"] > 0.8
 
 
+def test_photos_of_the_classes_are_refused_in_the_background(photos, tmp_path):
+    for i in range(12):
+        Image.fromarray(coloured(900 + i, 2)).save(tmp_path / f"{i}.png")
+    _, dataset = transfer.gather(photos, tmp_path, 0)
+    assert len(dataset.background(*dataset.parts)) == 12
+    with Image.open(photos / "red" / "3.png") as image:
+        image.resize((192, 144)).save(tmp_path / "larger.png")
+    (tmp_path / "same.png").write_bytes((photos / "green" / "5.png").read_bytes())
+    with pytest.raises(
+        PhotosError, match="holds 2 near-duplicates of photos of the classes"
+    ) as raised:
+        transfer.gather(photos, tmp_path, 0)
+    pairs = {tuple(sorted(line.strip().split(", "))) for line in str(raised.value).split("\n")[1:]}
+    ours = {"larger.png": photos / "red" / "3.png", "same.png": photos / "green" / "5.png"}
+    assert pairs == {tuple(sorted([str(tmp_path / a), str(b)])) for a, b in ours.items()}
+
+
 def task_of(photos: Path, runs: Path, seed: int = 0, *, fine_tune: bool = True) -> transfer.Task:
     """A task of the small backbone, on the split of seed 0."""
     _, dataset = transfer.gather(photos, None, 0)

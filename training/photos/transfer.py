@@ -76,11 +76,27 @@ def gather(folder: Path, background: Path | None, seed: int) -> tuple[Survey, Da
     parts = inspect.split(found.photos, seed)
     if background:
         others, _ = inspect.deduplicate(photos_of_nothing(background))
-        others = inspect.group_near_duplicates(others)
+        together = inspect.group_near_duplicates([*found.photos, *others])
+        check_apart(together, background)
+        others = [photo for photo in together if photo.label == BACKGROUND]
         inspect.check_groups(len({photo.group for photo in others}), background)
         for part, some in inspect.split(others, seed).items():
             parts[part] += some
     return found, Dataset(found.labels, parts)
+
+
+def check_apart(photos: Sequence[Photo], background: Path) -> None:
+    """Raise PhotosError where photos of classes and of the background are near-duplicates: they
+    would be trained on under both labels, and lie on both sides of the split."""
+    groups = inspect.group_by(photos, "group").values()
+    both = [group for group in groups if len({photo.label == BACKGROUND for photo in group}) > 1]
+    if both:
+        names = "".join(f"\n  {', '.join(str(p.path) for p in group)}" for group in both[:10])
+        number = sum(photo.label == BACKGROUND for group in both for photo in group)
+        raise PhotosError(
+            f"{background} holds {number} near-duplicates of photos of the classes. "
+            f"Remove either from their folder.{names}"
+        )
 
 
 def photos_of_nothing(folder: Path) -> list[Photo]:
