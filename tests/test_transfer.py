@@ -13,10 +13,10 @@ from PIL import Image
 
 from rest_api.app import create_app
 from rest_api.bundle import View, load_bundle
-from rest_api.classifier import load_model
+from rest_api.classifier import LoadedModel, Prediction, load_model
 from rest_api.engine import load_engine
 from rest_api.settings import DEFAULT_MODEL, Settings
-from tests.support import FROG, coloured, error_of, small_backbone
+from tests.support import FROG, coloured, error_of, picture, small_backbone
 from training import explanations
 from training import transfer as command
 from training.explanations import faithful
@@ -317,6 +317,21 @@ def test_explanations_are_offered_where_they_tell_twice_what_chance_does(
 ):
     monkeypatch.setattr(explanations, "losses", lambda *_: [0.5, of_cells, 0.9])
     assert faithful(load_bundle(DEFAULT_MODEL), [FROG]) is expected
+
+
+def test_photos_of_cameras_are_covered_at_a_smaller_size(tmp_path, monkeypatch):
+    picture(0, (3000, 1500)).save(tmp_path / "photo.png")
+    classify, seen = LoadedModel.classify, []
+
+    def watched(model: LoadedModel, data: bytes, **options: bool) -> Prediction:
+        with Image.open(io.BytesIO(data)) as image:
+            seen.append(image.size)
+        return classify(model, data, **options)
+
+    monkeypatch.setattr(LoadedModel, "classify", watched)
+    model = load_model(DEFAULT_MODEL)
+    explanations.losses(tmp_path / "photo.png", model, np.random.default_rng(0))
+    assert seen == [(1024, 512)] * 4
 
 
 @pytest.mark.slow
