@@ -596,6 +596,46 @@ def test_folds_hold_each_photo_once_and_near_duplicates_together(photos):
         assert not {p.group for p in seen} & {p.group for p in inside}
 
 
+def test_photos_of_which_no_fold_can_be_left_out_are_refused(photos, tmp_path):
+    task = task_of(photos, tmp_path, fine_tune=False)
+    alike = {
+        part: [replace(photo, group=photo.label) for photo in some]
+        for part, some in task.dataset.parts.items()
+    }
+    task = replace(task, dataset=replace(task.dataset, parts=alike))
+    with pytest.raises(PhotosError, match=r"too few photos of a class differ.* Add photos"):
+        transfer.calibrate_unseen(task, 0.1, None)
+
+
+@pytest.mark.parametrize(
+    ("options", "least"),
+    [
+        (["--size", "64", "--no-tuning"], 75),
+        (["--size", "80"], 92),  # tuned at 64
+        (["--size", "91", "--compare", "mobilenetv2", "inceptionv3"], 92),
+    ],
+)
+def test_size_that_is_too_small_for_the_backbone_is_refused(photos, monkeypatch, options, least):
+    monkeypatch.setattr(
+        "sys.argv", ["transfer", str(photos), "--backbone", "inceptionv3", *options]
+    )
+    monkeypatch.setattr(command, "train", lambda *_, **__: pytest.fail("it trains"))
+    size = options[1]
+    with pytest.raises(
+        SystemExit, match=f"error: Images of {size} .* inceptionv3.*{least} or more"
+    ):
+        command.main()
+
+
+def test_least_size_that_a_backbone_is_said_to_need_suffices():
+    for name, backbone in BACKBONES.items():
+        transfer.check_size(name, backbone.image_size, tune=True)
+    transfer.check_size("inceptionv3", 92, tune=True)
+    transfer.check_size("inceptionv3", 75, tune=False)
+    network = load_backbone("inceptionv3", "random")
+    assert network.compute_output_shape((1, 75, 75, 3))[1:3] == (1, 1)
+
+
 def test_mixup_keeps_more_of_an_image_than_of_the_other():
     images = np.stack([np.full((4, 4, 3), value, np.uint8) for value in (0, 200)] * 8)
     labels = np.eye(2, dtype=np.float32)[[0, 1] * 8]

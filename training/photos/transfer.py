@@ -24,7 +24,7 @@ from rest_api.bundle import FILENAMES, Engine, Resize, View, load_bundle
 from training import plots
 from training.cam import activation_maps, shares_of_mean
 from training.card import card, write_card
-from training.checkpoint import versions
+from training.checkpoint import RunError, versions
 from training.explanations import faithful
 from training.export import calibrate, change_manifest, export, refuse_other_folder
 from training.files import replacing_folder
@@ -164,7 +164,7 @@ class Selection:
 def select(task: Task) -> Selection:
     """Train on the training photos, decide by the validation photos; restores the backbone.
 
-    Raises RunError.
+    Raises RunError and PhotosError.
     """
     pretrained = task.backbone.get_weights()
     dataset = task.dataset
@@ -197,7 +197,7 @@ def calibrate_unseen(
     They are fitted on photos that neither head nor OOD score has seen. Each photo is in one of
     FOLDS, for which both are fitted on the others (cross-fitting): so there are as many photos as
     can be, and as many are answered later as are here. Where the backbone was fine-tuned, together
-    with the head `tuned`, only the validation photos are unseen.
+    with the head `tuned`, only the validation photos are unseen. Raises PhotosError.
     """
     dataset = task.dataset
     photos = dataset.parts["train"] + dataset.parts["validation"]
@@ -215,6 +215,11 @@ def calibrate_unseen(
         logits, scores = map(np.asarray, scorer(np.concatenate(vectors)))
         logits = logits[:, : len(dataset.labels)].reshape(*vectors.shape[:2], -1)
         outputs.append((logits, scores.reshape(vectors.shape[:2]), dataset.class_ids(known)))
+    if not outputs:
+        raise PhotosError(
+            "Thresholds cannot be fitted: too few photos of a class differ to leave some out. "
+            "Add photos that are no near-duplicates of others."
+        )
     logits, scores, class_ids = map(np.concatenate, zip(*outputs, strict=True))
     how = "validation" if tuned else "training and validation"
     fitted_on = f"{len(class_ids):,} {how} photos, by networks that had not seen them"
@@ -323,6 +328,19 @@ def describe(task: Task, selection: Selection, backbone: str, width: float) -> d
         },
         "versions": versions(),
     }
+
+
+def check_size(backbone: str, image_size: int | None, *, tune: bool) -> None:
+    """Raise RunError where images are too small for a backbone, perhaps once it is fine-tuned."""
+    least = BACKBONES[backbone].least_size
+    while tune and tuning.tuning_size(least) < BACKBONES[backbone].least_size:
+        least += 1
+    if image_size and image_size < least:
+        how = "it is fine-tuned on smaller ones" if tune else "its last layers would leave nothing"
+        raise RunError(
+            f"Images of {image_size} pixels are too small for {backbone}: {how}. "
+            f"Give --size {least} or more, or another --backbone."
+        )
 
 
 def transfer(
