@@ -99,7 +99,8 @@ def train(
         ends.append(time.perf_counter())
         bar.update(batch_size)
 
-    bar = tqdm(total=total_steps * batch_size, initial=state.step * batch_size, unit="img")
+    done = state.step * batch_size
+    bar = tqdm(total=total_steps * batch_size, initial=done, unit="img", disable=None)
     train_steps = fit_steps if on_accelerator() else single_steps
     for epoch in range(first, ceil(epochs)):
         image_size, frozen = phase = phase_of_epoch(recipe, epoch)
