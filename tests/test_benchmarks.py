@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import cluster, common
-from benchmarks.quality import photos_in_the_wild, resize_policy
+from benchmarks.quality import photos_in_the_wild, resize_policy, scores
 from benchmarks.robustness.hostile_files import GENERATORS
 from benchmarks.serving import report as serving
 from benchmarks.serving.__main__ import CONNECTIONS
@@ -81,6 +81,19 @@ def test_tables_show_medians_with_their_extremes_and_means_with_their_deviation(
 def test_fpr95_is_taken_where_95_percent_of_the_known_are_accepted():
     known = np.arange(1, 101) / 100
     assert common.fpr95(known, np.array([0.01, 0.04, 0.5, 0.9])) == 0.5
+
+
+def test_every_score_is_computed_of_features_by_one_network():
+    rng = np.random.default_rng(0)
+    head = keras.Sequential([keras.Input((8,)), keras.layers.Dense(3)])
+    class_ids = np.arange(30) % 3
+    features = (rng.normal(size=(30, 8)) + 9 * np.eye(3, 8)[class_ids]).astype(np.float32)
+    network = scores.scorer(head, features, class_ids)
+    found = network.predict(np.concatenate([features, -features]), verbose=0)
+    assert list(found) == list(scores.SCORES)
+    assert all(each.shape == (60,) for each in found.values())
+    for name in ("cosine", "mahalanobis", "mahalanobis, lengths kept"):
+        assert found[name][:30].min() > found[name][30:].max()
 
 
 class Thumb:
