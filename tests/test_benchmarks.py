@@ -142,6 +142,27 @@ def test_photos_in_the_wild_pool_several_folders_of_other_things(tmp_path):
     assert answered == {"all others: answered": "2", "food: answered": "1", "scenes: answered": "1"}
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["transfer_learning", "one/same", "two/same"],
+        ["ood_scores", "one/same", "--others", "two/same"],
+        ["street", "one/same", "two/same", "--photos", "photos", "--others", "one"],
+    ],
+)
+def test_folders_of_one_name_are_not_taken_for_each_other(tmp_path, command):
+    for label in ("cat", "dog"):
+        save(tmp_path / "photos" / label / "0.png")
+    module, *arguments = command
+    names = {"one", "one/same", "two/same", "photos"}
+    error = error_of(
+        f"benchmarks.quality.{module}",
+        *(tmp_path / each if each in names else each for each in arguments),
+    )
+    assert "one/same and" in error
+    assert "have the same name" in error
+
+
 @pytest.mark.parametrize("module", ["photos_in_the_wild", "resize_policy"])
 def test_folders_that_are_no_class_of_the_bundle_are_one_clear_error(tmp_path, module):
     for name in ("cat", "teapot"):

@@ -192,13 +192,14 @@ def main() -> None:
     args = parser.parse_args()
     import_keras()
     from training.checkpoint import RunError
-    from training.photos.inspect import PhotosError, files_in, labelled_files
+    from training.photos.inspect import PhotosError, by_name, files_in, labelled_files
 
     try:
         files = labelled_files(args.photos, LABELS)
         others = [path for folder in args.others for path in files_in(folder)]
         measured = {
-            run.name: measure(run, files, others, args.data, args.outliers) for run in args.runs
+            name: measure(run, files, others, args.data, args.outliers)
+            for name, run in by_name(args.runs).items()
         }
     except (RunError, DataError, PhotosError) as error:
         sys.exit(f"error: {error}")
