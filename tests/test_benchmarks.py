@@ -1,3 +1,4 @@
+import argparse
 import io
 import json
 import math
@@ -94,6 +95,21 @@ def test_every_score_is_computed_of_features_by_one_network():
     assert all(each.shape == (60,) for each in found.values())
     for name in ("cosine", "mahalanobis", "mahalanobis, lengths kept"):
         assert found[name][:30].min() > found[name][30:].max()
+
+
+def test_file_for_the_figures_is_refused_at_once_where_it_cannot_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(argparse.ArgumentTypeError, match=r"out\.json cannot be written: Not a dir"):
+        common.output_file(str(tmp_path / "file" / "out.json"))
+    absent = common.output_file(str(tmp_path / "absent" / "out.json"))
+    assert not absent.parent.exists()
+    common.write_json(absent, {"figures": [1]})
+    assert json.loads(absent.read_text()) == {"figures": [1]}
+
+
+def test_calibration_says_where_there_are_no_data(tmp_path):
+    error = error_of("benchmarks.training.calibration", "--data", tmp_path / "absent")
+    assert "absent" in error
 
 
 class Thumb:
