@@ -37,7 +37,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--width", type=float, default=1.0, help="MobileNetV2's alpha (%(default)s)")
     side = "pixels per side of the images (the backbone's)"
     add("--size", type=int_between(32, 1024), dest="image_size", metavar="SIZE", help=side)
-    views = "of a photo, whose outputs are averaged, such as stretch center_crop:mirrored (stretch)"
+    views = "of a photo, whose logits are averaged, such as stretch center_crop:mirrored (stretch)"
     stretch = [View("stretch")]
     add("--views", nargs="+", type=parse_view, default=stretch, metavar="VIEW", help=views)
     add("--background", type=Path, help="photos of anything else, to be rejected")

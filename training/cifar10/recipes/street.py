@@ -2,9 +2,10 @@
 
 Evidence: 94.91 % of the test images with test-time augmentation, 94.51 % without, after
 161.9 minutes on 2 CPU cores (AMD EPYC, 2026-11-25 and 26) beside other work; n=1, seed 0.
-As served, the mean of two views, 8-bit: of 400 real photos 93.0 % (95 % interval 90.1 to 95.1) are
-right; of 3,170 photos of other things 13.8 % are answered (by `fast94`, 54.9 %). Without the
-averaging, 95.14 % and 94.47 % after 109.9 minutes, 93.2 % of the photos, 19.5 % of the others.
+As served, by the mean logits of two views, 8-bit: of 400 real photos 93.0 % (95 % interval 90.1
+to 95.1) are right; of 3,170 photos of other things 13.8 % are answered (by `fast94`, 54.9 %).
+Without averaged weights, 95.14 % and 94.47 % after 109.9 minutes, 93.2 % of the photos, 19.5 % of
+the others.
 That run became this one: it went on from its weights, with the optimizer's momentum at zero.
 
     python -m training.train street --final --outliers DIR
