@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import json
 import statistics
 import timeit
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from training.files import replacing
+from training.files import check_writable, replacing
 
 ROOT = Path(__file__).parents[1]
 FROG = ROOT / "rest_api" / "frog.jpg"
@@ -21,6 +22,25 @@ def command_line(doc: str | None) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+
+
+def output_file(text: str) -> Path:
+    """A file of the command line that can be written; its folder need not exist yet."""
+    path = Path(text)
+    try:
+        check_writable(path.parent)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(
+            f"{path} cannot be written: {error.strerror}. Give a file that can be."
+        ) from error
+    return path
+
+
+def write_json(path: Path, record: object) -> None:
+    """Write what was measured to an `output_file`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as part:
+        part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def encoded(image: Image.Image, form: str, **options: object) -> bytes:

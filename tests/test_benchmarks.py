@@ -1,3 +1,4 @@
+import argparse
 import io
 import json
 import math
@@ -16,7 +17,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import cluster, common
-from benchmarks.quality import photos_in_the_wild, resize_policy
+from benchmarks.quality import photos_in_the_wild, resize_policy, scores
 from benchmarks.robustness.hostile_files import GENERATORS
 from benchmarks.serving import report as serving
 from benchmarks.serving.__main__ import CONNECTIONS
@@ -83,6 +84,34 @@ def test_fpr95_is_taken_where_95_percent_of_the_known_are_accepted():
     assert common.fpr95(known, np.array([0.01, 0.04, 0.5, 0.9])) == 0.5
 
 
+def test_every_score_is_computed_of_features_by_one_network():
+    rng = np.random.default_rng(0)
+    head = keras.Sequential([keras.Input((8,)), keras.layers.Dense(3)])
+    class_ids = np.arange(30) % 3
+    features = (rng.normal(size=(30, 8)) + 9 * np.eye(3, 8)[class_ids]).astype(np.float32)
+    network = scores.scorer(head, features, class_ids)
+    found = network.predict(np.concatenate([features, -features]), verbose=0)
+    assert list(found) == list(scores.SCORES)
+    assert all(each.shape == (60,) for each in found.values())
+    for name in ("cosine", "mahalanobis", "mahalanobis, lengths kept"):
+        assert found[name][:30].min() > found[name][30:].max()
+
+
+def test_file_for_the_figures_is_refused_at_once_where_it_cannot_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(argparse.ArgumentTypeError, match=r"out\.json cannot be written: Not a dir"):
+        common.output_file(str(tmp_path / "file" / "out.json"))
+    absent = common.output_file(str(tmp_path / "absent" / "out.json"))
+    assert not absent.parent.exists()
+    common.write_json(absent, {"figures": [1]})
+    assert json.loads(absent.read_text()) == {"figures": [1]}
+
+
+def test_calibration_says_where_there_are_no_data(tmp_path):
+    error = error_of("benchmarks.training.calibration", "--data", tmp_path / "absent")
+    assert "absent" in error
+
+
 class Thumb:
     """A model of two classes, as sure of `dog` as a picture is red; of green it is uncertain."""
 
@@ -127,6 +156,27 @@ def test_photos_in_the_wild_pool_several_folders_of_other_things(tmp_path):
     rows = list(photos_in_the_wild.rows(Thumb(), tmp_path / "photos", others))
     answered = {name: n for name, n, *_ in rows if name.endswith(": answered")}
     assert answered == {"all others: answered": "2", "food: answered": "1", "scenes: answered": "1"}
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["transfer_learning", "one/same", "two/same"],
+        ["ood_scores", "one/same", "--others", "two/same"],
+        ["street", "one/same", "two/same", "--photos", "photos", "--others", "one"],
+    ],
+)
+def test_folders_of_one_name_are_not_taken_for_each_other(tmp_path, command):
+    for label in ("cat", "dog"):
+        save(tmp_path / "photos" / label / "0.png")
+    module, *arguments = command
+    names = {"one", "one/same", "two/same", "photos"}
+    error = error_of(
+        f"benchmarks.quality.{module}",
+        *(tmp_path / each if each in names else each for each in arguments),
+    )
+    assert "one/same and" in error
+    assert "have the same name" in error
 
 
 @pytest.mark.parametrize("module", ["photos_in_the_wild", "resize_policy"])

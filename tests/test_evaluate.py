@@ -40,7 +40,7 @@ def test_figures_of_a_classifier_that_sees_brightness():
 
 
 def test_coverage_counts_what_neither_threshold_rejects():
-    """Two views: an image and its mirror image, whose means over both are judged."""
+    """Two views: an image and its mirror image, whose mean logits and scores are judged."""
     images = np.zeros((4, 32, 32, 3), np.uint8)
     images[:, :, :16] = np.array([200, 200, 100, 40])[:, None, None, None]
 

@@ -435,6 +435,25 @@ def test_run_that_kept_no_images_back_is_not_calibrated_on_those_it_was_trained_
         calibration_of(tmp_path / "mine", networks.vgg(1), result, data, [View("stretch")], None)
 
 
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"measured_on": "test"}, "measured_on test, not measured_on validation"),
+        ({"recipe": "fast94"}, "recipe fast94, not recipe classic"),
+        ({"seed": 1, "epochs": 2}, "seed 1, epochs 2, not seed 0, epochs 1"),
+    ],
+)
+def test_other_run_does_not_stand_in_for_the_validation_run(data, tmp_path, other, said):
+    result = {"recipe": "classic", "seed": 0, "epochs": 1, "date": "2026-01-01", "versions": {}}
+    held = result | {"measured_on": "validation"} | other
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "result.json").write_text(json.dumps(held))
+    run, views = tmp_path / "mine-final", [View("stretch")]
+    message = rf"mine has {said}.* train classic with --seed 0 --epochs 1 .*--calibration-photos"
+    with pytest.raises(RunError, match=message):
+        calibration_of(run, networks.vgg(1), result | {"measured_on": "test"}, data, views, None)
+
+
 @pytest.mark.slow
 def test_maps_sum_to_the_logit_less_the_mean(network, data):
     _, maps, features = deployable(network, 1.0)(data[0][:8])

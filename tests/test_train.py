@@ -159,6 +159,13 @@ def test_history_that_lacks_the_last_epoch_of_the_checkpoint_is_completed(quick,
     assert (tmp_path / "history.csv").read_text() == whole
 
 
+def test_progress_bar_of_a_training_is_for_terminals_alone(quick, data, tmp_path, capfd):
+    train.train(quick, data, None, tmp_path, epochs=1)
+    said = capfd.readouterr()
+    assert said.out.startswith("epoch 1  ")
+    assert "img" not in said.err
+
+
 def test_other_settings_do_not_continue_a_run(quick, data, tmp_path):
     train.train(quick, data, None, tmp_path, seed=0)
     with pytest.raises(train.RunError, match="Continue with the same settings"):

@@ -13,10 +13,10 @@ from PIL import Image
 
 from rest_api.app import create_app
 from rest_api.bundle import View, load_bundle
-from rest_api.classifier import load_model
+from rest_api.classifier import LoadedModel, Prediction, load_model
 from rest_api.engine import load_engine
 from rest_api.settings import DEFAULT_MODEL, Settings
-from tests.support import FROG, coloured, error_of, small_backbone
+from tests.support import FROG, coloured, error_of, picture, small_backbone
 from training import explanations
 from training import transfer as command
 from training.explanations import faithful
@@ -319,6 +319,34 @@ def test_explanations_are_offered_where_they_tell_twice_what_chance_does(
     assert faithful(load_bundle(DEFAULT_MODEL), [FROG]) is expected
 
 
+def test_photos_of_cameras_are_covered_at_a_smaller_size(tmp_path, monkeypatch):
+    picture(0, (3000, 1500)).save(tmp_path / "photo.png")
+    classify, seen = LoadedModel.classify, []
+
+    def watched(model: LoadedModel, data: bytes, **options: bool) -> Prediction:
+        with Image.open(io.BytesIO(data)) as image:
+            seen.append(image.size)
+        return classify(model, data, **options)
+
+    monkeypatch.setattr(LoadedModel, "classify", watched)
+    model = load_model(DEFAULT_MODEL)
+    explanations.losses(tmp_path / "photo.png", model, np.random.default_rng(0))
+    assert seen == [(1024, 512)] * 4
+
+
+@pytest.mark.slow
+def test_bundle_that_cannot_be_tried_is_not_written(photos, tmp_path, monkeypatch):
+    def unreadable(*_: object) -> bool:
+        raise PhotosError("a photo was removed meanwhile")
+
+    monkeypatch.setattr(transfer, "load_backbone", small_backbone)
+    monkeypatch.setattr(transfer, "faithful", unreadable)
+    bundle = tmp_path / "bundles" / "mine"
+    with pytest.raises(PhotosError, match="removed meanwhile"):
+        transfer.transfer(photos, bundle, image_size=SIDE, tuning=False, runs=tmp_path / "runs")
+    assert not list(bundle.parent.iterdir())
+
+
 @pytest.mark.slow
 def test_card_has_the_figures_of_the_report(result):
     figures, folder = result
@@ -359,6 +387,23 @@ def test_photos_like_the_background_are_uncertain(photos, tmp_path, monkeypatch)
     assert manifest["labels"] == ["green", "red"]
     assert manifest["ood"]["score"] == "above background"
     assert figures["auroc"] > 0.8
+
+
+def test_photos_of_the_classes_are_refused_in_the_background(photos, tmp_path):
+    for i in range(12):
+        Image.fromarray(coloured(900 + i, 2)).save(tmp_path / f"{i}.png")
+    _, dataset = transfer.gather(photos, tmp_path, 0)
+    assert len(dataset.background(*dataset.parts)) == 12
+    with Image.open(photos / "red" / "3.png") as image:
+        image.resize((192, 144)).save(tmp_path / "larger.png")
+    (tmp_path / "same.png").write_bytes((photos / "green" / "5.png").read_bytes())
+    with pytest.raises(
+        PhotosError, match="holds 2 near-duplicates of photos of the classes"
+    ) as raised:
+        transfer.gather(photos, tmp_path, 0)
+    pairs = {tuple(sorted(line.strip().split(", "))) for line in str(raised.value).split("\n")[1:]}
+    ours = {"larger.png": photos / "red" / "3.png", "same.png": photos / "green" / "5.png"}
+    assert pairs == {tuple(sorted([str(tmp_path / a), str(b)])) for a, b in ours.items()}
 
 
 def task_of(photos: Path, runs: Path, seed: int = 0, *, fine_tune: bool = True) -> transfer.Task:
@@ -455,6 +500,21 @@ def test_interrupted_tuning_ends_at_the_same_weights(photos, tmp_path, monkeypat
         np.testing.assert_array_equal(values, cut[name])
 
 
+def test_tuning_begins_anew_where_other_photos_choose_its_best_epoch(photos, tmp_path, monkeypatch):
+    runs = []
+    monkeypatch.setattr(tuning, "tune", lambda *arguments, **_: runs.append(arguments[-1]) or [])
+    task = task_of(photos, tmp_path)
+    parts = task.dataset.parts
+    other = replace(task.dataset, parts=parts | {"validation": parts["validation"][1:]})
+    for dataset in (task.dataset, other):
+        for validate in (lambda: (0.0, 0.0), None):
+            some = replace(task, dataset=dataset)
+            transfer.tune(some, some.network, parts["train"], 0.1, 1, validate)
+    (one, alone), (another, same) = runs[:2], runs[2:]
+    assert len({one, alone, another}) == 3
+    assert alone == same
+
+
 def test_seed_reseeds_fine_tuning(photos, tmp_path):
     _, dataset = transfer.gather(photos, None, 0)
     train = dataset.photos("train")
@@ -534,6 +594,46 @@ def test_folds_hold_each_photo_once_and_near_duplicates_together(photos):
     assert sorted(p.digest for p in unseen) == sorted(p.digest for p in found)
     for seen, inside in folds:
         assert not {p.group for p in seen} & {p.group for p in inside}
+
+
+def test_photos_of_which_no_fold_can_be_left_out_are_refused(photos, tmp_path):
+    task = task_of(photos, tmp_path, fine_tune=False)
+    alike = {
+        part: [replace(photo, group=photo.label) for photo in some]
+        for part, some in task.dataset.parts.items()
+    }
+    task = replace(task, dataset=replace(task.dataset, parts=alike))
+    with pytest.raises(PhotosError, match=r"too few photos of a class differ.* Add photos"):
+        transfer.calibrate_unseen(task, 0.1, None)
+
+
+@pytest.mark.parametrize(
+    ("options", "least"),
+    [
+        (["--size", "64", "--no-tuning"], 75),
+        (["--size", "80"], 92),  # tuned at 64
+        (["--size", "91", "--compare", "mobilenetv2", "inceptionv3"], 92),
+    ],
+)
+def test_size_that_is_too_small_for_the_backbone_is_refused(photos, monkeypatch, options, least):
+    monkeypatch.setattr(
+        "sys.argv", ["transfer", str(photos), "--backbone", "inceptionv3", *options]
+    )
+    monkeypatch.setattr(command, "train", lambda *_, **__: pytest.fail("it trains"))
+    size = options[1]
+    with pytest.raises(
+        SystemExit, match=f"error: Images of {size} .* inceptionv3.*{least} or more"
+    ):
+        command.main()
+
+
+def test_least_size_that_a_backbone_is_said_to_need_suffices():
+    for name, backbone in BACKBONES.items():
+        transfer.check_size(name, backbone.image_size, tune=True)
+    transfer.check_size("inceptionv3", 92, tune=True)
+    transfer.check_size("inceptionv3", 75, tune=False)
+    network = load_backbone("inceptionv3", "random")
+    assert network.compute_output_shape((1, 75, 75, 3))[1:3] == (1, 1)
 
 
 def test_mixup_keeps_more_of_an_image_than_of_the_other():

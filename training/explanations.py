@@ -20,7 +20,7 @@ from rest_api.explain import GRID
 from rest_api.images import GREY
 from training.photos.inspect import read
 
-SIDE = 1024  # pixels that photos have at least once decoded, where the file has them
+SIDE = 1024  # pixels of the longer side at most: the photo is encoded and decoded four times
 QUARTER = GRID**2 // 4  # cells
 COVERS = "the warmest quarter", "a quarter of the cells", "a square of a quarter"
 
@@ -37,6 +37,7 @@ def faithful(bundle: Bundle, photos: Sequence[Path]) -> bool:
 def losses(photo: Path, model: LoadedModel, rng: np.random.Generator) -> list[float]:
     """The probability that the best class loses by each of COVERS. Raises PhotosError."""
     image = read(photo, SIDE)
+    image.thumbnail((SIDE, SIDE))
     seen = model.classify(as_png(image), explained=True)
     label, probability = seen.classes[0]
     warmest = np.ravel(np.asarray(seen.explanation)).argsort()[-QUARTER:]

@@ -359,7 +359,7 @@ def parse_arguments() -> argparse.Namespace:
         nargs="+",
         type=parse_view,
         metavar="VIEW",
-        help="of a photo, whose outputs are averaged: stretch, center_crop or letterbox, then "
+        help="of a photo, whose logits are averaged: stretch, center_crop or letterbox, then "
         "perhaps :SIZE in pixels, then perhaps :mirrored (the recipe's)",
     )
     add("--engines", nargs="+", choices=engines, default=engines, help="whose files to keep (all)")

@@ -37,7 +37,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--width", type=float, default=1.0, help="MobileNetV2's alpha (%(default)s)")
     side = "pixels per side of the images (the backbone's)"
     add("--size", type=int_between(32, 1024), dest="image_size", metavar="SIZE", help=side)
-    views = "of a photo, whose outputs are averaged, such as stretch center_crop:mirrored (stretch)"
+    views = "of a photo, whose logits are averaged, such as stretch center_crop:mirrored (stretch)"
     stretch = [View("stretch")]
     add("--views", nargs="+", type=parse_view, default=stretch, metavar="VIEW", help=views)
     add("--background", type=Path, help="photos of anything else, to be rejected")
@@ -75,6 +75,7 @@ def main() -> None:
     from training.checkpoint import RunError
     from training.photos.inspect import PhotosError
     from training.photos.report import as_lines
+    from training.photos.transfer import check_size
 
     photos, output, compare, cluster = (
         options.pop(name) for name in ("photos", "output", "compare", "cluster")
@@ -91,6 +92,8 @@ def main() -> None:
         calls[name] = partial(train, photos, destination, **options | {"backbone": name})
     rows = []
     try:
+        for name in names:
+            check_size(name, options["image_size"], tune=options["tuning"])
         for figures, destination in training.results_of(calls, cluster if compare else None):
             rows.append(figures)
             print("\n".join(f"{name:<32}{value}" for name, value in as_lines(figures).items()))

@@ -33,14 +33,15 @@ def main() -> None:
     from training.photos.features import VIEWS, cache_name, features, pooled
 
     try:
-        tasks = {name: survey(folder).photos for name, folder in by_name(args.photos).items()}
-        others = by_name(args.others)
+        folders = by_name([*args.photos, *args.others])
+        tasks = {folder.name: survey(folder).photos for folder in args.photos}
         maps = load_backbone(args.backbone, args.weights, width=args.width)
     except (PhotosError, WeightsError) as error:
         sys.exit(f"error: {error}")
     others = {
         name: inspect([(path, "") for path in files_in(folder)])[0]
-        for name, folder in others.items()
+        for name, folder in folders.items()
+        if name not in tasks
     }
     network = pooled(maps, BACKBONES[args.backbone].image_size)
     cache = Path("runs", "features", cache_name(network, "stretch"))

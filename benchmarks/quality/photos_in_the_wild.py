@@ -7,7 +7,6 @@ bundle's score tells known photos from others; shares with their 95 % Wilson int
 shipped bundles are kept in benchmarks/quality/records.
 """
 
-import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -15,14 +14,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.common import command_line, fpr95, print_table
+from benchmarks.common import command_line, fpr95, output_file, print_table, write_json
 from rest_api.bundle import BundleError
 from rest_api.classifier import LoadedModel, load_model
 from rest_api.errors import RequestError
 from rest_api.settings import DEFAULT_MODEL
 from training import metrics
 from training.card import Row, share
-from training.files import replacing
 from training.photos.inspect import PhotosError, by_name, files_in, labelled_files
 
 CONFIDENT = 0.9  # probability
@@ -96,7 +94,7 @@ def main() -> None:
         "--others", type=Path, nargs="+", default=[], metavar="DIR", help="photos of other things"
     )
     parser.add_argument("--model", type=Path, default=DEFAULT_MODEL, help="bundle (%(default)s)")
-    parser.add_argument("--output", type=Path, help="file that takes the figures, as JSON")
+    parser.add_argument("--output", type=output_file, help="file that takes the figures, as JSON")
     args = parser.parse_args()
     try:
         model = load_model(args.model)
@@ -110,8 +108,7 @@ def main() -> None:
             "sha256": model.bundle.files[model.bundle.engine].sha256,
             "figures": {name: figures for name, *figures in measured},
         }
-        with replacing(args.output) as part:
-            part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        write_json(args.output, record)
 
 
 if __name__ == "__main__":

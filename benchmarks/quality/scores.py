@@ -104,7 +104,11 @@ def scorer(head: keras.Model, features: np.ndarray, class_ids: np.ndarray) -> ke
     """A network from features to every score, fitted on those of training photos."""
     inputs = keras.Input(head.input_shape[1:])
     logits = head(inputs)
-    scores = {name: fit(features, class_ids)(inputs, logits) for name, fit in SCORES.items()}
+    # Each is a network of its own, since some have layers of the same name.
+    scores = {
+        name: keras.Model(inputs, fit(features, class_ids)(inputs, logits))(inputs)
+        for name, fit in SCORES.items()
+    }
     return keras.Model(inputs, scores)
 
 

@@ -11,7 +11,6 @@ FPR95: photos against photos of other things, and images that the run did not se
 CIFAR-100 classes that no recipe sees.
 """
 
-import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import product
@@ -20,12 +19,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import numpy as np
 
-from benchmarks.common import command_line, fpr95, print_table
+from benchmarks.common import command_line, fpr95, output_file, print_table, write_json
 from rest_api.bundle import Resize, View
 from training import import_keras, metrics
 from training.cifar10.data import LABELS, DataError, load_cifar10, split_validation
 from training.cifar10.outliers import held_out, load_cifar100
-from training.files import replacing
 
 if TYPE_CHECKING:
     import keras
@@ -188,25 +186,25 @@ def main() -> None:
     add("--others", required=True, nargs="+", type=Path, metavar="DIR", help="of other things")
     add("--data", help="directory of cifar-10-batches-py, default $CIFAR10_DIR")
     add("--outliers", help="directory of cifar-100-python, default $CIFAR100_DIR")
-    add("--output", type=Path, help="file that takes the figures, as JSON")
+    add("--output", type=output_file, help="file that takes the figures, as JSON")
     args = parser.parse_args()
     import_keras()
     from training.checkpoint import RunError
-    from training.photos.inspect import PhotosError, files_in, labelled_files
+    from training.photos.inspect import PhotosError, by_name, files_in, labelled_files
 
     try:
         files = labelled_files(args.photos, LABELS)
         others = [path for folder in args.others for path in files_in(folder)]
         measured = {
-            run.name: measure(run, files, others, args.data, args.outliers) for run in args.runs
+            name: measure(run, files, others, args.data, args.outliers)
+            for name, run in by_name(args.runs).items()
         }
     except (RunError, DataError, PhotosError) as error:
         sys.exit(f"error: {error}")
     for name, figures in measured.items():
         report(name, figures)
     if args.output:
-        with replacing(args.output) as part:
-            part.write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
+        write_json(args.output, measured)
 
 
 def report(name: str, figures: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from benchmarks.common import command_line, mean_and_std, print_table
 from training import import_keras, results_of
 from training.export import ExportError
 from training.photos.backbones import BACKBONES, DEFAULT, WeightsError
-from training.photos.inspect import PhotosError
+from training.photos.inspect import PhotosError, by_name
 from training.transfer import train
 
 SEEDS = (0, 1, 2)
@@ -60,20 +60,21 @@ def main() -> None:
 
     wanted = ("backbone", "weights", "width", "others", "tuning")
     options = {name: getattr(args, name) for name in wanted}
-    splits = list(product(args.photos, SEEDS))
-    calls = {
-        name: partial(train, folder, Path("bundles", name), seed=seed, **options)
-        for folder, seed in splits
-        for name in [f"{folder.name}-seed{seed}"]
-    }
-    figures: dict[Path, list[dict[str, Any]]] = {folder: [] for folder in args.photos}
+    figures: dict[str, list[dict[str, Any]]] = {folder.name: [] for folder in args.photos}
     try:
-        for (folder, _), (report, _) in zip(splits, results_of(calls, args.cluster), strict=True):
-            figures[folder].append(report | of_split(report))
+        folders = by_name(args.photos)
+        splits = list(product(folders, SEEDS))
+        calls = {
+            bundle: partial(train, folders[name], Path("bundles", bundle), seed=seed, **options)
+            for name, seed in splits
+            for bundle in [f"{name}-seed{seed}"]
+        }
+        for (name, _), (report, _) in zip(splits, results_of(calls, args.cluster), strict=True):
+            figures[name].append(report | of_split(report))
     except (RunError, ExportError, PhotosError, WeightsError, JobError) as error:
         sys.exit(f"error: {error}")
     heads = [head for head, *_ in COLUMNS.values()]
-    rows = [row(folder.name, splits) for folder, splits in figures.items()]
+    rows = [row(name, splits) for name, splits in figures.items()]
     print_table(["photos", "test photos", *heads, "minutes"], rows)
 
 

@@ -18,7 +18,7 @@ from rest_api.bundle import Bundle, BundleError
 from rest_api.engine import load_engine
 from rest_api.settings import DEFAULT_MODEL
 from training import augment, metrics
-from training.cifar10.data import Split, load_cifar10, load_cifar10_bundle
+from training.cifar10.data import DataError, Split, load_cifar10, load_cifar10_bundle
 from training.evaluate import in_batches, views_of
 from training.export import COVERAGE, calibrate
 
@@ -45,8 +45,8 @@ def figures(fitted_on: Split, measured_on: Split) -> tuple[float, float, float]:
     return temperature, 100 * error, 100 * float(answered.mean())
 
 
-def rows(bundle: Bundle, data: str | None) -> Iterator[list[str]]:
-    (train_images, train_labels), (images, labels) = load_cifar10(data)
+def rows(bundle: Bundle, training: Split, test: Split) -> Iterator[list[str]]:
+    (train_images, train_labels), (images, labels) = training, test
     logits, rng = logits_of(bundle, images), np.random.default_rng(0)
     for size in SIZES:
         drawn = []
@@ -70,11 +70,11 @@ def main() -> None:
     parser.add_argument("--data", help="directory of cifar-10-batches-py, default $CIFAR10_DIR")
     args = parser.parse_args()
     try:
-        bundle = load_cifar10_bundle(args.model)
-    except BundleError as error:
+        bundle, data = load_cifar10_bundle(args.model), load_cifar10(args.data)
+    except (BundleError, DataError) as error:
         sys.exit(f"error: {error}")
     heads = ["fitted on", "temperature", "calibration error (%)", f"coverage, {COVERAGE:.0%} meant"]
-    print_table(heads, rows(bundle, args.data))
+    print_table(heads, rows(bundle, *data))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from training.checkpoint import RunError
 from training.cifar10 import recipes
 from training.cifar10.data import HELD_OUT, LABELS, SIDE, Split, load_cifar10, split_validation
 from training.cifar10.networks import BatchNorm
-from training.cifar10.train import load_network, predict
+from training.cifar10.train import difference, load_network, predict, read_result
 from training.evaluate import labelled_views, views_of
 from training.export import COVERAGE, calibrate, export, refuse_other_folder
 from training.ood import log_odds
@@ -107,6 +107,7 @@ def calibration_of(
                     f"{run} was trained on all images, and left none to calibrate on. "
                     "Train with --hold-out, or give --calibration-photos."
                 )
+            check_stand_in(validation_run, result)
             network = load_network(validation_run)[0]
         _, (images, labels) = split_validation(*data)
         shown = views_of(map(Image.fromarray, images), SIDE, views)
@@ -121,6 +122,20 @@ def calibration_of(
     coverage = PHOTO_COVERAGE if photos else COVERAGE
     name = "log odds against other things"
     return calibrate(known, labels, fitted_on, scores, name, coverage)
+
+
+def check_stand_in(run: Path, final: Mapping[str, Any]) -> None:
+    """Raise RunError where a run is not the validation run of one of --final, of that result."""
+    wanted = {key: final.get(key) for key in ("recipe", "seed", "epochs")}
+    wanted["measured_on"] = "validation"
+    result = read_result(run)
+    held = {key: result.get(key) for key in wanted}
+    if held != wanted:
+        raise RunError(
+            f"{run} has {difference(held, wanted)}, so it cannot be calibrated on for the run of "
+            f"--final. Remove it and train {wanted['recipe']} with --seed {wanted['seed']} "
+            f"--epochs {wanted['epochs']} --output {run}, or give --calibration-photos."
+        )
 
 
 def export_run(

@@ -99,7 +99,8 @@ def train(
         ends.append(time.perf_counter())
         bar.update(batch_size)
 
-    bar = tqdm(total=total_steps * batch_size, initial=state.step * batch_size, unit="img")
+    done = state.step * batch_size
+    bar = tqdm(total=total_steps * batch_size, initial=done, unit="img", disable=None)
     train_steps = fit_steps if on_accelerator() else single_steps
     for epoch in range(first, ceil(epochs)):
         image_size, frozen = phase = phase_of_epoch(recipe, epoch)
@@ -495,11 +496,16 @@ def finished(run: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
     held = {key: result.get(key, value) for key, value in wanted.items()}
     held["held_out"] = bool(held["held_out"])  # images, or none
     if held != wanted:
-        other = [key for key in wanted if held[key] != wanted[key]]
-        with_, not_ = (", ".join(f"{key} {each[key]}" for key in other) for each in (held, wanted))
         raise RunError(
-            f"{run} holds a finished run with {with_}, not {not_}. "
+            f"{run} holds a finished run with {difference(held, wanted)}. "
             "Remove it, or give another --output."
         )
     print(f"{run} is finished; remove it to train again.")
     return result
+
+
+def difference(held: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """What is held and what is wanted, where they differ."""
+    other = [key for key in wanted if held[key] != wanted[key]]
+    texts = (", ".join(f"{key} {each[key]}" for key in other) for each in (held, wanted))
+    return ", not ".join(texts)

@@ -26,6 +26,7 @@ class Backbone:
     constructor: str = ""
     module: str = ""
     image_size: int = 224  # pixels per side, of training and serving
+    least_size: int = 32  # pixels per side, of smaller ones the last layers would leave nothing
 
 
 DEFAULT = LITE0 = "efficientnetlite0"
@@ -34,7 +35,7 @@ BACKBONES = {
     "mobilenetv2": Backbone("MobileNetV2", "mobilenet_v2", 256),  # +1 point over 224 on dishes
     "vgg16": Backbone("VGG16", "vgg16"),
     "resnet50": Backbone("ResNet50", "resnet50"),
-    "inceptionv3": Backbone("InceptionV3", "inception_v3", 299),
+    "inceptionv3": Backbone("InceptionV3", "inception_v3", 299, least_size=75),
     "densenet121": Backbone("DenseNet121", "densenet"),
     "efficientnetv2b0": Backbone("EfficientNetV2B0", "efficientnet_v2"),
     "convnexttiny": Backbone("ConvNeXtTiny", "convnext"),

@@ -173,7 +173,7 @@ def served(photos: Sequence[Photo], image_size: int, views: Sequence[View]) -> l
 def predict_photos(
     predict: Predict, photos: Sequence[Photo], image_size: int, views: Sequence[View]
 ) -> Outputs:
-    """What a network returns for photos as they are served: the means over their views."""
+    """What a network returns for photos as they are served: that of their views' mean logits."""
     outputs = []
     for start in range(0, len(photos), BATCH):
         shown = served(photos[start : start + BATCH], image_size, views)

@@ -139,8 +139,8 @@ def by_name(folders: Iterable[Path]) -> dict[str, Path]:
     for folder in folders:
         if named.setdefault(folder.name, folder) != folder:
             raise PhotosError(
-                f"{named[folder.name]} and {folder} have the same name, by which their photos are "
-                "told apart. Rename one, or give the folder that holds both."
+                f"{named[folder.name]} and {folder} have the same name, by which they are told "
+                "apart. Rename one."
             )
     return named
 

@@ -24,9 +24,10 @@ from rest_api.bundle import FILENAMES, Engine, Resize, View, load_bundle
 from training import plots
 from training.cam import activation_maps, shares_of_mean
 from training.card import card, write_card
-from training.checkpoint import versions
+from training.checkpoint import RunError, versions
 from training.explanations import faithful
 from training.export import calibrate, change_manifest, export, refuse_other_folder
+from training.files import replacing_folder
 from training.ood import log_odds, mahalanobis
 from training.photos import COVERAGE, head, inspect, tuning
 from training.photos.backbones import BACKBONES, DEFAULT, load_backbone
@@ -75,11 +76,27 @@ def gather(folder: Path, background: Path | None, seed: int) -> tuple[Survey, Da
     parts = inspect.split(found.photos, seed)
     if background:
         others, _ = inspect.deduplicate(photos_of_nothing(background))
-        others = inspect.group_near_duplicates(others)
+        together = inspect.group_near_duplicates([*found.photos, *others])
+        check_apart(together, background)
+        others = [photo for photo in together if photo.label == BACKGROUND]
         inspect.check_groups(len({photo.group for photo in others}), background)
         for part, some in inspect.split(others, seed).items():
             parts[part] += some
     return found, Dataset(found.labels, parts)
+
+
+def check_apart(photos: Sequence[Photo], background: Path) -> None:
+    """Raise PhotosError where photos of classes and of the background are near-duplicates: they
+    would be trained on under both labels, and lie on both sides of the split."""
+    groups = inspect.group_by(photos, "group").values()
+    both = [group for group in groups if len({photo.label == BACKGROUND for photo in group}) > 1]
+    if both:
+        names = "".join(f"\n  {', '.join(str(p.path) for p in group)}" for group in both[:10])
+        number = sum(photo.label == BACKGROUND for group in both for photo in group)
+        raise PhotosError(
+            f"{background} holds {number} near-duplicates of photos of the classes. "
+            f"Remove either from their folder.{names}"
+        )
 
 
 def photos_of_nothing(folder: Path) -> list[Photo]:
@@ -147,7 +164,7 @@ class Selection:
 def select(task: Task) -> Selection:
     """Train on the training photos, decide by the validation photos; restores the backbone.
 
-    Raises RunError.
+    Raises RunError and PhotosError.
     """
     pretrained = task.backbone.get_weights()
     dataset = task.dataset
@@ -180,7 +197,7 @@ def calibrate_unseen(
     They are fitted on photos that neither head nor OOD score has seen. Each photo is in one of
     FOLDS, for which both are fitted on the others (cross-fitting): so there are as many photos as
     can be, and as many are answered later as are here. Where the backbone was fine-tuned, together
-    with the head `tuned`, only the validation photos are unseen.
+    with the head `tuned`, only the validation photos are unseen. Raises PhotosError.
     """
     dataset = task.dataset
     photos = dataset.parts["train"] + dataset.parts["validation"]
@@ -198,6 +215,11 @@ def calibrate_unseen(
         logits, scores = map(np.asarray, scorer(np.concatenate(vectors)))
         logits = logits[:, : len(dataset.labels)].reshape(*vectors.shape[:2], -1)
         outputs.append((logits, scores.reshape(vectors.shape[:2]), dataset.class_ids(known)))
+    if not outputs:
+        raise PhotosError(
+            "Thresholds cannot be fitted: too few photos of a class differ to leave some out. "
+            "Add photos that are no near-duplicates of others."
+        )
     logits, scores, class_ids = map(np.concatenate, zip(*outputs, strict=True))
     how = "validation" if tuned else "training and validation"
     fitted_on = f"{len(class_ids):,} {how} photos, by networks that had not seen them"
@@ -259,8 +281,9 @@ def tune(
     validate: tuning.Validate | None = None,
 ) -> list[dict[str, float]]:
     """Fine-tune in a directory whose name changes with everything that the result depends on."""
-    settings = head.SETTINGS, tuning.SETTINGS, penalty, task.seed, epochs, bool(validate)
-    content = [(photo.digest, photo.label) for photo in photos]
+    settings = head.SETTINGS, tuning.SETTINGS, penalty, task.seed, epochs
+    validation = task.dataset.parts["validation"] if validate else []  # they choose the best epoch
+    content = [[(photo.digest, photo.label) for photo in some] for some in (photos, validation)]
     what = repr([cache_name(task.network, task.resize), settings, content])
     run = task.runs / f"tuning-{hashlib.sha256(what.encode()).hexdigest()[:12]}"
     targets = head.one_hot(task.dataset.class_ids(photos))
@@ -307,6 +330,19 @@ def describe(task: Task, selection: Selection, backbone: str, width: float) -> d
     }
 
 
+def check_size(backbone: str, image_size: int | None, *, tune: bool) -> None:
+    """Raise RunError where images are too small for a backbone, perhaps once it is fine-tuned."""
+    least = BACKBONES[backbone].least_size
+    while tune and tuning.tuning_size(least) < BACKBONES[backbone].least_size:
+        least += 1
+    if image_size and image_size < least:
+        how = "it is fine-tuned on smaller ones" if tune else "its last layers would leave nothing"
+        raise RunError(
+            f"Images of {image_size} pixels are too small for {backbone}: {how}. "
+            f"Give --size {least} or more, or another --backbone."
+        )
+
+
 def transfer(
     folder: Path,
     destination: Path,
@@ -350,29 +386,30 @@ def transfer(
     network = fit(task, selection)
     compared = dataset.photos("test")[:MAX_COMPARED]
     known = some_of(dataset.photos("train"), CALIBRATION)
-    export(
-        network,
-        destination,
-        {"name": destination.name, **describe(task, selection, backbone, width)},
-        served(compared, image_size, views),
-        dataset.class_ids(compared),
-        engines=engines,
-        calibration=served(known, image_size, [View(task.resize)])[0],
-        saved_model=saved_model,
-    )
-    if background:
-        ood_photos |= {background.name: dataset.background("test")}
-    bundle = load_bundle(destination)
-    explained = some_of(dataset.photos(*dataset.parts), EXPLAINED)
-    if faithful(bundle, [photo.path for photo in explained]):
-        bundle = change_manifest(bundle, explains=True)
-    parts = {part: dataset.photos(part) for part in dataset.parts}
-    figures, drawings = examine(bundle, parts, ood_photos)
-    failures = [
-        f"{label} taken for {other}: {count} of {n} test photos"
-        for label, other, count, n in figures["mistaken"]
-    ]
-    write_card(destination, card(bundle.manifest, figures["rows"], failures, source))
+    with replacing_folder(destination) as bundle_folder:  # until it has its card, too
+        export(
+            network,
+            bundle_folder,
+            {"name": destination.name, **describe(task, selection, backbone, width)},
+            served(compared, image_size, views),
+            dataset.class_ids(compared),
+            engines=engines,
+            calibration=served(known, image_size, [View(task.resize)])[0],
+            saved_model=saved_model,
+        )
+        if background:
+            ood_photos |= {background.name: dataset.background("test")}
+        bundle = load_bundle(bundle_folder)
+        explained = some_of(dataset.photos(*dataset.parts), EXPLAINED)
+        if faithful(bundle, [photo.path for photo in explained]):
+            bundle = change_manifest(bundle, explains=True)
+        parts = {part: dataset.photos(part) for part in dataset.parts}
+        figures, drawings = examine(bundle, parts, ood_photos)
+        failures = [
+            f"{label} taken for {other}: {count} of {n} test photos"
+            for label, other, count, n in figures["mistaken"]
+        ]
+        write_card(bundle_folder, card(bundle.manifest, figures["rows"], failures, source))
     figures["seconds"] = round(time.perf_counter() - started, 1)
     if selection.interpolation:
         history = {"fine-tuning": selection.history}
