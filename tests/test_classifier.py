@@ -59,7 +59,7 @@ def output(dog: float, score: float) -> Outputs:
     return Outputs(of_dog(dog)[np.newaxis], np.array([score]))
 
 
-def test_prediction_is_the_mean_over_views():
+def test_prediction_is_that_of_the_mean_logits_and_score_over_views():
     shown: list[np.ndarray] = []
     predict = in_turn(output(0.2, -3.0), output(0.9, 4.0), shown=shown)
     photo = picture(0)

@@ -443,7 +443,7 @@ def test_run_that_kept_no_images_back_is_not_calibrated_on_those_it_was_trained_
         ({"seed": 1, "epochs": 2}, "seed 1, epochs 2, not seed 0, epochs 1"),
     ],
 )
-def test_other_run_does_not_stand_in_for_the_validation_run(data, tmp_path, other, said):
+def test_another_run_is_not_taken_for_the_validation_run(data, tmp_path, other, said):
     result = {"recipe": "classic", "seed": 0, "epochs": 1, "date": "2026-01-01", "versions": {}}
     held = result | {"measured_on": "validation"} | other
     (tmp_path / "mine").mkdir()

@@ -120,11 +120,11 @@ async function request(url, options = {}) {
   throw new Error(key ? "This API key is not valid." : "Enter the API key of this server.");
 }
 
-// What the API answers, with the part that is asked for, or an Error in its words. A proxy may have answered
-// in its place.
-async function jsonOf(response, part) {
+// The JSON of a response, which must have the field; throws an Error with the API's message. A response of a
+// proxy has neither.
+async function jsonOf(response, field) {
   const answer = await response.json().catch(() => null);
-  if (response.ok && answer?.success && answer[part]) return answer;
+  if (response.ok && answer?.success && answer[field]) return answer;
   const { code, message = `The server's answer cannot be read (status ${response.status}).` } = answer?.error ?? {};
   throw Object.assign(new Error(message), { code });
 }

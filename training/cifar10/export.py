@@ -107,7 +107,7 @@ def calibration_of(
                     f"{run} was trained on all images, and left none to calibrate on. "
                     "Train with --hold-out, or give --calibration-photos."
                 )
-            check_stand_in(validation_run, result)
+            check_validation_run(validation_run, result)
             network = load_network(validation_run)[0]
         _, (images, labels) = split_validation(*data)
         shown = views_of(map(Image.fromarray, images), SIDE, views)
@@ -124,16 +124,16 @@ def calibration_of(
     return calibrate(known, labels, fitted_on, scores, name, coverage)
 
 
-def check_stand_in(run: Path, final: Mapping[str, Any]) -> None:
-    """Raise RunError where a run is not the validation run of one of --final, of that result."""
+def check_validation_run(run: Path, final: Mapping[str, Any]) -> None:
+    """Raise RunError where a run is not the validation run of the --final run of that result."""
     wanted = {key: final.get(key) for key in ("recipe", "seed", "epochs")}
     wanted["measured_on"] = "validation"
     result = read_result(run)
     held = {key: result.get(key) for key in wanted}
     if held != wanted:
         raise RunError(
-            f"{run} has {difference(held, wanted)}, so it cannot be calibrated on for the run of "
-            f"--final. Remove it and train {wanted['recipe']} with --seed {wanted['seed']} "
+            f"{run} has {difference(held, wanted)}: it is not the validation run of this --final "
+            f"run. Remove it and train {wanted['recipe']} with --seed {wanted['seed']} "
             f"--epochs {wanted['epochs']} --output {run}, or give --calibration-photos."
         )
 
