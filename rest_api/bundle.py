@@ -10,6 +10,8 @@ It is the one contract between training and serving. `model.json`:
     views        how a photo becomes such squares: a list of {"resize": "stretch", "center_crop" or
                  "letterbox", "mirror": true or false, "size": its side where that differs}. The
                  network's logits and scores for them are averaged
+    early_exit   optional: where the best class's probability in the first view is above it, that
+                 view decides alone; 1, which none is above, by default
     files        {engine: {"name", "bytes", "sha256"}} for litert, litert-float32 and keras; the
                  names are those of FILENAMES
     engine       optional: which of them serves where nobody asks for another, litert by default
@@ -103,6 +105,7 @@ class Manifest(msgspec.Struct):
     input_size: Size
     views: Annotated[list[View], Meta(min_length=1, max_length=16)]
     files: Annotated[dict[Engine, NetworkFile], Meta(min_length=1)]
+    early_exit: Annotated[float, Meta(ge=0, le=1)] = 1.0
     engine: Engine = "litert"
     uncertainty: Uncertainty | None = None
     ood: Ood | None = None
@@ -120,6 +123,7 @@ class Bundle:
     labels: tuple[str, ...]
     input_size: int
     views: tuple[View, ...]
+    early_exit: float  # probability in the first view above which the others are left out
     threshold: float  # probability below which a prediction is uncertain; 0 where none was fitted
     ood: OodScore | None  # where the network returns one
     explains: bool  # whether it returns class activation maps
@@ -179,6 +183,7 @@ def load_bundle(path: str | Path) -> Bundle:
         labels=tuple(read.labels),
         input_size=read.input_size,
         views=tuple(read.views),
+        early_exit=read.early_exit,
         threshold=read.uncertainty.threshold if read.uncertainty else 0.0,
         ood=OodScore(read.ood.score, read.ood.threshold) if read.ood else None,
         explains=read.explains,

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rest_api.bundle import MANIFEST, Bundle, BundleError, Engine, load_bundle
-from rest_api.engine import Predict, judge, load_engine, mean_over_views
+from rest_api.engine import Predict, is_sure, judge, load_engine, mean_over_views
 from rest_api.explain import explain
 from rest_api.sandbox import Budget, load_views
 from rest_api.settings import Settings
@@ -57,8 +57,11 @@ class LoadedModel:
             data, bundle.input_size, bundle.views, self.max_pixels, budget or Budget()
         )
         decoded = time.perf_counter()
-        of_views = [self.predict(pixels[np.newaxis]) for pixels in views.pixels]
-        outputs = mean_over_views(of_views)
+        first, *others = (pixels[np.newaxis] for pixels in views.pixels)
+        of_views = [self.predict(first)]
+        if explained or embedded or not is_sure(of_views[0], bundle.early_exit):
+            of_views += map(self.predict, others)
+        outputs = mean_over_views(of_views, bundle.early_exit)
         ended = time.perf_counter()
         (probabilities,), (score,) = outputs.probabilities, outputs.scores
         (none_of_these,), (uncertain,) = judge(outputs, bundle)

@@ -9,7 +9,7 @@ from rest_api.bundle import Bundle, OodScore, View, load_bundle
 from rest_api.classifier import LoadedModel, load_model
 from rest_api.engine import Outputs, Predict
 from rest_api.errors import RequestError
-from rest_api.images import to_views
+from rest_api.images import decode, to_views
 from rest_api.settings import DEFAULT_MODEL
 from tests.support import FROG, encode, picture
 
@@ -89,6 +89,27 @@ def test_verdicts_compare_means_over_views_with_the_two_thresholds(
     ood = None if ood_threshold is None else OodScore("log odds", ood_threshold)
     prediction = LoadedModel(bundle_of(threshold, ood), predict).classify(encode(picture(0)))
     assert (prediction.none_of_these, prediction.uncertain) == verdict
+
+
+@pytest.mark.parametrize(("dog", "calls"), [(0.97, 1), (0.93, 2)])
+def test_photo_that_is_sure_in_its_first_view_is_shown_in_no_other(dog, calls):
+    shown: list[np.ndarray] = []
+    predict = in_turn(output(dog, 2.0), output(0.2, 0.0), shown=shown)
+    model = LoadedModel(replace(bundle_of(), early_exit=0.95), predict)
+    prediction = model.classify(encode(picture(0)), top=1)
+    assert len(shown) == calls
+    assert prediction.score == {1: 2.0, 2: 1.0}[calls]
+
+
+def test_explanation_and_embedding_are_of_all_views_and_change_no_answer(model):
+    data = FROG.read_bytes()
+    quick = model.classify(data)
+    whole = model.classify(data, explained=True, embedded=True)
+    views = to_views(decode(data, 44), model.bundle.input_size, model.bundle.views)
+    features = [model.predict(pixels[np.newaxis]).features[0] for pixels in views]
+    assert quick.classes[0][1] > model.bundle.early_exit
+    assert whole.classes == quick.classes
+    np.testing.assert_allclose(whole.embedding, np.mean(features, 0), atol=1e-4)
 
 
 @pytest.mark.parametrize("size", [(96, 72), (72, 96), (64, 64)])

@@ -104,6 +104,15 @@ def test_mean_over_views_is_of_probabilities_also_where_one_view_excludes_a_clas
     np.testing.assert_allclose(mean_over_views([sure, opposite]).probabilities, [[0.5, 0.5]])
 
 
+def test_image_that_is_sure_in_its_first_view_has_what_that_view_says():
+    first = Outputs(np.array([[0.96, 0.04], [0.94, 0.06]]), np.array([1.0, 1.0]))
+    second = Outputs(np.array([[0.5, 0.5], [0.5, 0.5]]), np.array([3.0, 3.0]))
+    outputs = mean_over_views([first, second], early_exit=0.95)
+    np.testing.assert_allclose(outputs.probabilities[0], [0.96, 0.04])
+    np.testing.assert_allclose(outputs.probabilities[1], [0.798, 0.202], atol=1e-3)
+    np.testing.assert_allclose(outputs.scores, [1, 2])
+
+
 def test_one_interpreter_is_made_for_each_thread_and_size_of_view(monkeypatch):
     from ai_edge_litert import interpreter
 

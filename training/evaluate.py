@@ -33,7 +33,7 @@ def evaluate(
     All but `accuracy_tta` are those of the bundle's views.
     """
     views = views_of(map(Image.fromarray, images), bundle.input_size, bundle.views)
-    outputs = mean_over_views([in_batches(predict, view) for view in views])
+    outputs = mean_over_views([in_batches(predict, view) for view in views], bundle.early_exit)
     probabilities = outputs.probabilities
     answered = ~judge(outputs, bundle).uncertain
     # The mean of log probabilities ranks the classes as the mean of logits does.

@@ -168,7 +168,7 @@ def compare_formats(
     for litert, reference in zip(outputs["litert-float32"], outputs["keras"], strict=True):
         check_same(litert, reference)
     correct = {
-        engine: mean_over_views(each).probabilities.argmax(1) == labels
+        engine: mean_over_views(each, bundle.early_exit).probabilities.argmax(1) == labels
         for engine, each in outputs.items()
     }
     accuracy = {engine: float(each.mean()) for engine, each in correct.items()}
@@ -256,11 +256,11 @@ def export(
             (folder / FILENAMES[each]).unlink()
         kept = {each: accuracy[each] for each in FILENAMES if each in {engine, *engines}}
         measured = {**description["accuracy"], "images": len(labels), **kept}
-        # Two networks of one day differ in their versions, too.
-        digest = hashlib.sha256((folder / FILENAMES[engine]).read_bytes()).hexdigest()
-        version = f"{description['version']}-{digest[:8]}"
-        description = {**description, "version": version}
-        write_manifest(folder, {**description, "engine": engine, "accuracy": measured})
+        description = {**description, "engine": engine, "accuracy": measured}
+        # Two bundles of one day differ in their versions, too, if in anything.
+        content = (folder / FILENAMES[engine]).read_bytes() + msgspec.json.encode(description)
+        version = f"{description['version']}-{hashlib.sha256(content).hexdigest()[:8]}"
+        write_manifest(folder, {**description, "version": version})
 
 
 def write_manifest(folder: Path, description: dict[str, Any]) -> None:
@@ -293,26 +293,31 @@ def calibrate(
     scores: np.ndarray | None = None,
     score: str = "",
     coverage: float = COVERAGE,
+    early_exit: float = 1.0,
 ) -> tuple[float, dict[str, Any]]:
     """The temperature, and what model.json says of it and of the thresholds.
 
     `logits` (N, views, classes) and the OOD scores (N, views), named `score`, are those of images
-    that the network was not trained on. The fraction `coverage` of these is answered. With too few
+    that the network was not trained on. The fraction `coverage` of these is answered, some of them
+    from their first view (`early_exit`, as in model.json). With too few
     images to find the least probable ones, there is a threshold of the OOD score alone.
     """
     temperature = metrics.fit_temperature(logits, labels)
-    probabilities = metrics.softmax(logits.mean(1) / temperature)
-    measures, shares = {"uncertainty": probabilities.max(1)}, [1.0]
+    probabilities = metrics.softmax(logits / temperature)  # (N, views, classes)
+    known = probabilities.max(-1) if scores is None else scores
+    of_views = [Outputs(probabilities[:, i], known[:, i]) for i in range(logits.shape[1])]
+    outputs = mean_over_views(of_views, early_exit)
+    measures, shares = {"uncertainty": outputs.probabilities.max(1)}, [1.0]
     if scores is not None:
         shares = [1 - OOD_SHARE, OOD_SHARE]
         if (len(labels) + 1) * (1 - coverage) * shares[0] < 1:
             measures, shares = {}, [1.0]
-        measures["ood"] = scores.mean(1)
+        measures["ood"] = outputs.scores
     found = metrics.joint_thresholds(list(measures.values()), shares, coverage)
     thresholds = dict(zip(measures, found, strict=True))
     answered = np.all([measures[each] >= thresholds[each] for each in measures], axis=0)
-    error = metrics.expected_calibration_error(probabilities, labels)
-    accuracy = metrics.accuracy(probabilities[answered], labels[answered])
+    error = metrics.expected_calibration_error(outputs.probabilities, labels)
+    accuracy = metrics.accuracy(outputs.probabilities[answered], labels[answered])
     description: dict[str, Any] = {
         "calibration": {
             "temperature": round(temperature, 4),

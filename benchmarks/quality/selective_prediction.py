@@ -62,7 +62,7 @@ def main() -> None:
     except (BundleError, DataError) as error:
         sys.exit(f"error: {error}")
     views = views_of(map(Image.fromarray, images), bundle.input_size, bundle.views)
-    outputs = mean_over_views([in_batches(predict, view) for view in views])
+    outputs = mean_over_views([in_batches(predict, view) for view in views], bundle.early_exit)
     print_table(
         ["coverage", "threshold", "selective accuracy"],
         rows(outputs.probabilities, labels, bundle.threshold),

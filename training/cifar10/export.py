@@ -84,6 +84,7 @@ def calibration_of(
     data: Split,
     views: Sequence[View],
     photos: Path | None,
+    early_exit: float = 1.0,
 ) -> tuple[float, dict[str, Any]]:
     """The temperature, and what model.json says of it and of the thresholds.
 
@@ -117,11 +118,11 @@ def calibration_of(
     logits = [predict(network, view) for view in shown]
     known = np.stack([each[:, : len(LABELS)] for each in logits], 1)
     if not knows_others(network):
-        return calibrate(known, labels, fitted_on)
+        return calibrate(known, labels, fitted_on, early_exit=early_exit)
     scores = np.stack([np.asarray(log_odds(each, len(LABELS))) for each in logits], 1)
     coverage = PHOTO_COVERAGE if photos else COVERAGE
     name = "log odds against other things"
-    return calibrate(known, labels, fitted_on, scores, name, coverage)
+    return calibrate(known, labels, fitted_on, scores, name, coverage, early_exit)
 
 
 def check_validation_run(run: Path, final: Mapping[str, Any]) -> None:
@@ -155,14 +156,18 @@ def export_run(
     refuse_other_folder(destination)
     network, result = load_network(run)
     training, (images, labels) = load_cifar10(data)
-    views = views or recipes.load(result["recipe"]).views
-    temperature, fitted = calibration_of(run, network, result, training, views, calibration_photos)
+    recipe = recipes.load(result["recipe"])
+    views = views or recipe.views
+    temperature, fitted = calibration_of(
+        run, network, result, training, views, calibration_photos, recipe.early_exit
+    )
     description = {
         "name": name or destination.name,
         "version": f"{datetime.date.today().isoformat()}-{run.name}",
         "labels": list(LABELS),
         "input_size": SIDE,
         "views": msgspec.to_builtins(views),
+        "early_exit": recipe.early_exit,
         "accuracy": {"measured_on": "the CIFAR-10 test set"},
         **fitted,
         "explains": bool(embedding_size(network)),

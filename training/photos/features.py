@@ -14,7 +14,7 @@ from keras import ops
 from PIL import Image, ImageEnhance
 from tqdm import tqdm
 
-from rest_api.bundle import Resize, View, sizes_of
+from rest_api.bundle import Bundle, Resize, View, sizes_of
 from rest_api.engine import Outputs, Predict, mean_over_views
 from rest_api.images import decode, to_square
 from training.evaluate import joined, views_of
@@ -170,12 +170,11 @@ def served(photos: Sequence[Photo], image_size: int, views: Sequence[View]) -> l
         return views_of(images, image_size, views)
 
 
-def predict_photos(
-    predict: Predict, photos: Sequence[Photo], image_size: int, views: Sequence[View]
-) -> Outputs:
-    """What a network returns for photos as they are served: that of their views' mean logits."""
+def predict_photos(predict: Predict, photos: Sequence[Photo], bundle: Bundle) -> Outputs:
+    """What a bundle's network returns for photos as they are served."""
     outputs = []
     for start in range(0, len(photos), BATCH):
-        shown = served(photos[start : start + BATCH], image_size, views)
-        outputs.append(mean_over_views([predict(view) for view in shown]))
+        shown = served(photos[start : start + BATCH], bundle.input_size, bundle.views)
+        of_views = [predict(view) for view in shown]
+        outputs.append(mean_over_views(of_views, bundle.early_exit))
     return joined(outputs)

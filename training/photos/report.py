@@ -37,7 +37,7 @@ def examine(
     predict = load_engine(bundle)
 
     def outputs_of(photos: Sequence[Photo]) -> Outputs:
-        return predict_photos(predict, photos, bundle.input_size, bundle.views)
+        return predict_photos(predict, photos, bundle)
 
     def answered(outputs: Outputs) -> np.ndarray:
         return ~judge(outputs, bundle).uncertain

@@ -37,6 +37,7 @@ class Recipe:
     # {layer: epoch from which the optimizer leaves it alone}: no gradient is computed for it then.
     frozen: Mapping[str, int] = field(default_factory=dict)
     views: tuple[View, ...] = (View("stretch"), View("center_crop", mirror=True))  # as served
+    early_exit: float = 1.0  # probability in the first view above which the others are left out
     outliers: float = 0.0  # images of none of the ten classes (outliers.py) for each of the ten
     augmented_share: float = 1.0  # of the images measured, the least sure, with all views
     # A dtype policy of Keras's, or "auto": the one that this machine trains fastest in. Mixed ones

@@ -67,5 +67,6 @@ recipe = Recipe(
     frozen={"whiten": 3},  # its bias, which is not trained any longer
     # Larger than the training images, which zoom enlarges (Touvron et al. 2019, arXiv:1906.06423).
     views=(View("stretch"), View("center_crop", mirror=True, size=44)),
+    early_exit=0.99,
     dtype="auto",
 )
