@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import cluster, common
-from benchmarks.quality import photos_in_the_wild, resize_policy, scores
+from benchmarks.quality import early_exit, photos_in_the_wild, resize_policy, scores
 from benchmarks.robustness.hostile_files import GENERATORS
 from benchmarks.serving import report as serving
 from benchmarks.serving.__main__ import CONNECTIONS
@@ -28,6 +28,7 @@ from benchmarks.training.speed import gflop_per_image, pflop
 from rest_api.app import check
 from rest_api.bundle import View, load_bundle
 from rest_api.classifier import Prediction, load_model
+from rest_api.engine import Outputs
 from rest_api.settings import DEFAULT_MODEL, parse_arguments
 from tests.support import FROG, ROOT, error_of
 from training.cifar10 import recipes, study
@@ -291,6 +292,18 @@ def test_load_begins_when_the_server_has_done_with_the_one_before(tmp_path):
     finally:
         process.kill()
         process.wait()
+
+
+def test_early_exit_counts_the_photos_that_their_first_view_decides():
+    """Of two photos, one is sure and right in its first view, one unsure and wrong in it."""
+    first = Outputs(np.array([[0.97, 0.03], [0.4, 0.6]]), np.zeros(2))
+    second = Outputs(np.array([[0.5, 0.5], [0.9, 0.1]]), np.zeros(2))
+    bundle = replace(load_bundle(DEFAULT_MODEL), threshold=0.8, ood=None)
+    table = early_exit.rows([first, second], np.zeros(2, int), [first, second], bundle)
+    early = {value: shares for value, *shares in table}
+    assert early["0.95"][:2] == ["50.0%", "100.0%"]
+    assert early["0.98"][:2] == ["0.0%", "100.0%"]
+    assert early["0.95"][3:5] == ["50.0%", "100.0%"]  # answered, right of those
 
 
 def measured(throughput: float, p50: float, connections: int = 16) -> Measured:
