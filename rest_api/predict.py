@@ -28,6 +28,7 @@ from rest_api.images import silence_pillow
 from rest_api.settings import DEFAULT_MODEL, VERSION, model_path, option_of
 
 MANY = 20  # files from which on there is a progress bar, on a terminal
+LEAST = 0.001  # probability that a table tells from 0, and from 1
 STDIN = "-"
 NAMES = "surrogateescape"  # how names of files that are not UTF-8 are read, and so written
 KILLED_BY_PIPE = 128 + 13  # what shells have as the status of a command that SIGPIPE ended
@@ -109,9 +110,16 @@ def mode_of(path: str) -> int:
 
 
 def as_table(file: str, prediction: Prediction, _: Bundle) -> str:
-    guesses = "  ".join(f"{label} {share:.1%}" for label, share in prediction.classes)
+    guesses = "  ".join(f"{label} {percent(share)}" for label, share in prediction.classes)
     verdict = "none of these: " if prediction.none_of_these else "uncertain: "
     return f"{file}  {verdict if prediction.uncertain else ''}{guesses}"
+
+
+def percent(share: float) -> str:
+    """As people read it. No probability is quite 0 or 1."""
+    if share < LEAST:
+        return f"under {LEAST:.1%}"
+    return f"{share:.1%}" if share < 1 - LEAST else f"over {1 - LEAST:.1%}"
 
 
 def as_json(file: str, prediction: Prediction, bundle: Bundle) -> str:
