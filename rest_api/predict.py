@@ -252,7 +252,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--top", type=int, default=3, help="classes to name, the best first (%(default)s)")
     add("--format", choices=list(FORMATS), default="table", help="of the answers (%(default)s)")
     add("--output", help="file for csv or json, continued where it ends; a folder with --cluster")
-    add("--cluster", metavar="ADDRESS", help="of a Ray cluster: local, auto or HOST:PORT")
+    add("--cluster", metavar="ADDRESS", help="Ray cluster: local, auto or HOST:PORT")
     add("--retry-errors", action="store_true", help="with --cluster: try again what had an error")
     add("--embeddings", action="store_true", help="with --cluster: write features as well")
     limit = option_of("max_pixels")

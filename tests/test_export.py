@@ -420,6 +420,7 @@ def test_command_exports_a_run_and_prints_a_line_that_a_shell_can_take(small_cif
     described = load_bundle(bundle).manifest
     assert described["version"] != exported.version
     assert described["views"] == [{"resize": "letterbox"}]
+    assert described["early_exit"] == 1
     expected = "10 photos, which run-final was not trained on"
     assert described["uncertainty"]["fitted_on"] == expected
     for noise in ("absl", "oneDNN", "cuda", "CUDA", "0000"):
@@ -438,6 +439,12 @@ def test_run_that_kept_no_images_back_is_not_calibrated_on_those_it_was_trained_
     result = {"measured_on": "test"}
     with pytest.raises(RunError, match=r"left none to calibrate on\. Train with --hold-out"):
         calibration_of(tmp_path / "mine", networks.vgg(1), result, data, [View("stretch")], None)
+
+
+def test_final_run_whose_validation_run_is_missing_is_told_what_it_needs(data, tmp_path):
+    run = tmp_path / "mine-final"
+    with pytest.raises(RunError, match=r"mine-final was trained on all .* without --final first"):
+        calibration_of(run, networks.vgg(1), {"measured_on": "test"}, data, [View("stretch")], None)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from training.photos.inspect import (
     PhotosError,
     by_name,
     group_near_duplicates,
+    inspect_file,
     report,
     split,
     survey,
@@ -127,6 +128,22 @@ def test_every_class_has_photos_in_every_part_however_few(folder):
     for seed in range(20):
         for some in split(survey(folder).photos, seed).values():
             assert {photo.label for photo in some} == {"cat", "dog"}
+
+
+@pytest.mark.parametrize("number", [3, 4])
+def test_groups_of_near_duplicates_leave_no_part_empty_however_few(number):
+    photos = [
+        Photo(Path(str(i)), "x", str(i), i, "PNG", "RGB", (1, 1), group=str(i % number))
+        for i in range(12)
+    ]
+    for seed in range(200):
+        assert all(split(photos, seed).values())
+
+
+def test_jpeg_of_a_phone_that_holds_a_second_picture_is_a_jpeg(tmp_path):
+    second = {"save_all": True, "append_images": [picture(1)]}
+    picture(0).save(tmp_path / "phone.jpg", "MPO", **second)
+    assert inspect_file(tmp_path / "phone.jpg", "x").format == "JPEG"
 
 
 def test_shares_of_a_large_class_are_those_that_are_declared():

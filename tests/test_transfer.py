@@ -311,11 +311,14 @@ def test_bundle_explains_itself_where_that_was_found_to_be_faithful(result, phot
     assert bundle.explains == faithful(bundle, [photo.path for photo in survey(photos).photos])
 
 
-@pytest.mark.parametrize(("of_cells", "expected"), [(0.2, True), (0.3, False)])
+@pytest.mark.parametrize(
+    ("warmest", "of_cells", "expected"),
+    [(0.5, 0.2, True), (0.5, 0.3, False), (0.0, -0.1, False), (-0.1, -0.2, False)],
+)
 def test_explanations_are_offered_where_they_tell_twice_what_chance_does(
-    monkeypatch, of_cells, expected
+    monkeypatch, warmest, of_cells, expected
 ):
-    monkeypatch.setattr(explanations, "losses", lambda *_: [0.5, of_cells, 0.9])
+    monkeypatch.setattr(explanations, "losses", lambda *_: [warmest, of_cells, 0.9])
     assert faithful(load_bundle(DEFAULT_MODEL), [FROG]) is expected
 
 
@@ -366,7 +369,7 @@ def test_report_is_one_page_that_needs_no_other_file(result):
     assert "95 % interval" in page
     assert not re.findall(r'(?:src|href)="(?!data:)', page)
     assert page.count("data:image/png;base64,") >= 3
-    assert re.search(r"TPR.*train [\d.]+%, validation [\d.]+%, test [\d.]+%", page)
+    assert re.search(r"coverage.*train [\d.]+%, validation [\d.]+%, test [\d.]+%", page)
 
 
 @pytest.mark.slow

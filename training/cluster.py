@@ -1,7 +1,7 @@
 """Training on a Ray cluster: the option `--cluster ADDRESS` of the commands.
 
-Either the features of photos are
-computed on all nodes, or whole runs, each on one node. No training is spread over nodes.
+Either the features of photos are computed on all nodes, or whole runs, each on one node. No
+training is spread over nodes.
 """
 
 import math

@@ -31,7 +31,7 @@ def faithful(bundle: Bundle, photos: Sequence[Path]) -> bool:
     bundle = replace(bundle, explains=True)
     model = LoadedModel(bundle, load_engine(bundle))
     warmest, cells, _ = np.mean([losses(photo, model, rng) for photo in photos], 0)
-    return bool(warmest > 2 * cells)
+    return bool(warmest > 2 * max(cells, 0))
 
 
 def losses(photo: Path, model: LoadedModel, rng: np.random.Generator) -> list[float]:

@@ -14,7 +14,7 @@ import json
 import shlex
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from timeit import repeat
 from typing import TYPE_CHECKING, Any, get_args
@@ -156,19 +156,20 @@ def in_integers(network: "keras.Model", calibration: np.ndarray) -> bytes:
 
 
 def compare_formats(
-    folder: Path, views: Sequence[np.ndarray], labels: np.ndarray
+    predict: Mapping[Engine, Predict],
+    views: Sequence[np.ndarray],
+    labels: np.ndarray,
+    early_exit: float,
 ) -> tuple[dict[Engine, float], Engine]:
     """The accuracy of each format, through the code that serves it, and which one should serve:
     8 bits, unless they lose accuracy or are clearly slower than float32. Raises ExportError."""
-    bundle = load_bundle(folder)
-    predict = {engine: load_engine(bundle, engine) for engine in FILENAMES}
     outputs = {
         engine: [in_batches(predict[engine], view, BATCH) for view in views] for engine in FILENAMES
     }
     for litert, reference in zip(outputs["litert-float32"], outputs["keras"], strict=True):
         check_same(litert, reference)
     correct = {
-        engine: mean_over_views(each, bundle.early_exit).probabilities.argmax(1) == labels
+        engine: mean_over_views(each, early_exit).probabilities.argmax(1) == labels
         for engine, each in outputs.items()
     }
     accuracy = {engine: float(each.mean()) for engine, each in correct.items()}
@@ -184,14 +185,13 @@ def milliseconds(predict: Predict, views: Sequence[np.ndarray]) -> float:
     return 1000 * min(repeat(lambda: [predict(view) for view in views], number=1, repeat=TIMED))
 
 
-def score_shift(folder: Path, engine: Engine, images: np.ndarray) -> float:
+def score_shift(predict: Predict, reference: Predict, images: np.ndarray) -> float:
     """How much higher the OOD scores of a format are than Keras's, in the median of images.
 
     What integers round off a photo's features moves it away from all classes.
     """
-    bundle = load_bundle(folder)
-    scores = [in_batches(load_engine(bundle, e), images, BATCH).scores for e in (engine, "keras")]
-    return float(np.median(scores[0] - scores[1]))
+    scores, expected = (in_batches(each, images, BATCH).scores for each in (predict, reference))
+    return float(np.median(scores - expected))
 
 
 def check_same(litert: Outputs, reference: Outputs) -> None:
@@ -247,10 +247,13 @@ def export(
         if saved_model:
             network.export(folder / SAVED_MODEL, verbose=False)
         write_manifest(folder, description)
-        accuracy, engine = compare_formats(folder, views, labels)
+        bundle = load_bundle(folder)
+        predict = {engine: load_engine(bundle, engine) for engine in FILENAMES}
+        accuracy, engine = compare_formats(predict, views, labels, bundle.early_exit)
         if "ood" in description and calibration is not None:
-            threshold = description["ood"]["threshold"] + score_shift(folder, engine, calibration)
-            ood = {**description["ood"], "threshold": round(threshold, 4)}
+            shift = score_shift(predict[engine], predict["keras"], calibration)
+            threshold = round(description["ood"]["threshold"] + shift, 4)
+            ood = {**description["ood"], "threshold": threshold}
             description = {**description, "ood": ood}
         for each in set(FILENAMES) - {engine, *engines}:
             (folder / FILENAMES[each]).unlink()
@@ -299,13 +302,13 @@ def calibrate(
 
     `logits` (N, views, classes) and the OOD scores (N, views), named `score`, are those of images
     that the network was not trained on. The fraction `coverage` of these is answered, some of them
-    from their first view (`early_exit`, as in model.json). With too few
-    images to find the least probable ones, there is a threshold of the OOD score alone.
+    from their first view (`early_exit`, as in model.json). With too few images to find the least
+    probable ones, there is a threshold of the OOD score alone.
     """
     temperature = metrics.fit_temperature(logits, labels)
     probabilities = metrics.softmax(logits / temperature)  # (N, views, classes)
-    known = probabilities.max(-1) if scores is None else scores
-    of_views = [Outputs(probabilities[:, i], known[:, i]) for i in range(logits.shape[1])]
+    of_images = probabilities.max(-1) if scores is None else scores
+    of_views = [Outputs(probabilities[:, i], of_images[:, i]) for i in range(logits.shape[1])]
     outputs = mean_over_views(of_views, early_exit)
     measures, shares = {"uncertainty": outputs.probabilities.max(1)}, [1.0]
     if scores is not None:

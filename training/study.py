@@ -19,14 +19,14 @@ def main() -> None:
     parser.add_argument(
         "variants", nargs="*", metavar="VARIANT", help="names in training/cifar10/study.py (all)"
     )
-    seed = "of everything random (%(default)s)"
+    seed = "random seed (%(default)s)"
     parser.add_argument("--seed", type=int_between(0, 2**32 - 1), default=0, help=seed)
     parser.add_argument("--data", help="directory of cifar-10-batches-py, default $CIFAR10_DIR")
     parser.add_argument(
         "--outliers",
         help="directory of cifar-100-python, default $CIFAR100_DIR, for street-outliers",
     )
-    about = "of a Ray cluster that trains them side by side: local, auto or HOST:PORT"
+    about = "Ray cluster that trains them side by side: local, auto or HOST:PORT"
     parser.add_argument("--cluster", metavar="ADDRESS", help=about)
     args = parser.parse_args()
     training.import_keras()

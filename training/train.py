@@ -31,16 +31,16 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train a recipe on CIFAR-10.")
     add = parser.add_argument
     add("recipe", choices=recipes.names())
-    seed = "of everything random (0); several are a run each"
+    seed = "random seed (0); several are a run each"
     add("--seed", type=int_between(0, 2**32 - 1), nargs="+", default=[0], metavar="N", help=seed)
     add("--epochs", type=positive, help="instead of the recipe's own number")
     add("--final", action="store_true", help="train on all images, measure on the test set")
     add("--hold-out", action="store_true", help="with --final: keep 1,000 images to calibrate on")
-    add("--dtype", choices=DTYPES, help="to compute in, instead of the recipe's choice")
+    add("--dtype", choices=DTYPES, help="data type to compute in, instead of the recipe's choice")
     add("--data", help="directory of cifar-10-batches-py, default $CIFAR10_DIR")
     add("--outliers", help="directory of cifar-100-python, default $CIFAR100_DIR, where needed")
     add("--output", type=Path, help="directory of the run, default runs/RECIPE-seedN[-final]")
-    about = "of a Ray cluster that trains the seeds side by side: local, auto or HOST:PORT"
+    about = "Ray cluster that trains the seeds side by side: local, auto or HOST:PORT"
     add("--cluster", metavar="ADDRESS", help=about)
     args = parser.parse_args()
     if args.hold_out and not args.final:

@@ -55,15 +55,13 @@ def parse_arguments() -> argparse.Namespace:
     answered = "fraction of known photos that is answered; more also answers more of other things"
     add("--coverage", type=fraction, default=COVERAGE, help=f"{answered} (%(default)s)")
     add("--no-tuning", action="store_false", dest="tuning", help="train the head only")
-    about = (
-        "of a Ray cluster for the features, or for what --compare names: local, auto or HOST:PORT"
-    )
+    about = "Ray cluster for the features, or for what --compare names: local, auto or HOST:PORT"
     add("--cluster", metavar="ADDRESS", help=about)
-    seed = "of split and training (%(default)s)"
+    seed = "random seed of split and training (%(default)s)"
     add("--seed", type=int_between(0, 2**32 - 1), default=0, help=seed)
     args = parser.parse_args()
     if any(view.size for view in args.views):
-        parser.error("--views have the network's size here; give it by --size")
+        parser.error("a view cannot have a size of its own here; set the network's with --size")
     return args
 
 

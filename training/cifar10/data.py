@@ -97,7 +97,7 @@ def load_cifar10(directory: str | Path | None = None) -> tuple[Split, Split]:
     is that folder. With neither, Keras downloads the files once into ~/.keras.
     """
     directory = directory or os.environ.get("CIFAR10_DIR")
-    if directory is None:
+    if not directory:
         return _download()
     folder = folder_in(directory, "cifar-10-batches-py")
     if not folder.is_dir():
@@ -149,8 +149,8 @@ def split_validation(
 
 
 def load_cifar10_bundle(path: Path) -> Bundle:
-    """A bundle that tells CIFAR-10's classes apart. Raises BundleError."""
+    """A bundle that classifies images as CIFAR-10 has them. Raises BundleError."""
     bundle = load_bundle(path)
-    if bundle.labels != LABELS:
-        raise BundleError(f"{path} does not tell CIFAR-10's classes apart.")
+    if bundle.labels != LABELS or bundle.input_size != SIDE:
+        raise BundleError(f"{path} does not classify CIFAR-10's images of {SIDE} pixels.")
     return bundle

@@ -21,7 +21,7 @@ from training.checkpoint import RunError
 from training.cifar10 import recipes
 from training.cifar10.data import HELD_OUT, LABELS, SIDE, Split, load_cifar10, split_validation
 from training.cifar10.networks import BatchNorm
-from training.cifar10.train import difference, load_network, predict, read_result
+from training.cifar10.train import RESULT, difference, load_network, predict, read_result
 from training.evaluate import labelled_views, views_of
 from training.export import COVERAGE, calibrate, export, refuse_other_folder
 from training.ood import log_odds
@@ -103,10 +103,11 @@ def calibration_of(
         validation_run = run
         if result["measured_on"] != "validation":
             validation_run = run.with_name(run.name.removesuffix("-final"))
-            if validation_run == run:
+            if validation_run == run or not (validation_run / RESULT).exists():
                 raise RunError(
                     f"{run} was trained on all images, and left none to calibrate on. "
-                    "Train with --hold-out, or give --calibration-photos."
+                    "Train with --hold-out, or the same without --final first, or give "
+                    "--calibration-photos."
                 )
             check_validation_run(validation_run, result)
             network = load_network(validation_run)[0]
@@ -153,13 +154,15 @@ def export_run(
 
     Raises RunError, DataError, PhotosError and ExportError; then nothing is written.
     """
+    destination = destination.absolute()  # "." has no name
     refuse_other_folder(destination)
     network, result = load_network(run)
     training, (images, labels) = load_cifar10(data)
     recipe = recipes.load(result["recipe"])
+    early_exit = 1.0 if views else recipe.early_exit  # which was chosen for the recipe's views
     views = views or recipe.views
     temperature, fitted = calibration_of(
-        run, network, result, training, views, calibration_photos, recipe.early_exit
+        run, network, result, training, views, calibration_photos, early_exit
     )
     description = {
         "name": name or destination.name,
@@ -167,7 +170,7 @@ def export_run(
         "labels": list(LABELS),
         "input_size": SIDE,
         "views": msgspec.to_builtins(views),
-        "early_exit": recipe.early_exit,
+        "early_exit": early_exit,
         "accuracy": {"measured_on": "the CIFAR-10 test set"},
         **fitted,
         "explains": bool(embedding_size(network)),

@@ -1,7 +1,7 @@
 """The networks: the classic VGG family, the fast VGG of airbench94 and the residual of airbench96.
 
 All take RGB (N, H, W, 3) with values 0..255, uint8 or float, normalise inside, and return
-logits (N, classes) float32. Built of plain Keras layers, so a saved model needs no code of ours.
+logits (N, classes) float32. `BatchNorm` is ours, and faster; what is exported has Keras's own.
 """
 
 from collections.abc import Sequence

@@ -35,7 +35,7 @@ def load_cifar100(directory: str | Path | None = None) -> Split:
     that folder. With neither, Keras downloads the files once into ~/.keras. Raises DataError.
     """
     directory = directory or os.environ.get("CIFAR100_DIR")
-    if directory is None:
+    if not directory:
         return _download()
     train = folder_in(directory, "cifar-100-python") / "train"
     return read_batch(train, b"fine_labels", CIFAR100_CLASSES, HELP)

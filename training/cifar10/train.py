@@ -59,9 +59,9 @@ def train(
     """Train, or go on training, in the directory `run`; returns the network and its history.
 
     Images are (N, 32, 32, 3) uint8, labels (N,) integers; the labels of `others`, images of none
-    of the ten classes, begin at 10. All randomness is a function of the
-    seed and the epoch, so a run that was interrupted ends at the same figures as one that was
-    not. `started` (time.perf_counter()) backdates the clock. Raises RunError.
+    of the ten classes, begin at 10. All randomness is a function of the seed and the epoch, so a
+    run that was interrupted ends at the same figures as one that was not. `started`
+    (time.perf_counter()) backdates the clock. Raises RunError.
     """
     started = time.perf_counter() if started is None else started
     images, labels = data

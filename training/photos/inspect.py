@@ -163,6 +163,8 @@ def inspect_file(path: Path, label: str) -> Photo | str:
         return str(error)
     with Image.open(BytesIO(data), formats=FORMATS) as file:
         form, mode, size = str(file.format), file.mode, file.size
+    if form == "MPO":  # a JPEG that says it is the first of several, as phones write them
+        form = "JPEG"
     return Photo(
         path, label, hashlib.sha256(data).hexdigest(), int(str(imagehash.phash(image)), 16),
         form, mode, size,
@@ -220,7 +222,7 @@ def split(photos: Sequence[Photo], seed: int = 0) -> dict[Part, list[Photo]]:
     Where a part of a small class would be empty, the group nearest to its range moves there.
     """
     parts: dict[Part, list[Photo]] = {part: [] for part in SHARES}
-    edges: dict[Part, float] = {"test": 1.0, "validation": SHARES["train"]}
+    edges: dict[Part, float] = {"test": 1.0, "validation": SHARES["train"], "train": 0.0}
     for _, members in sorted(group_by(photos, "label").items()):
         groups = group_by(members, "group")
         ranked = sorted((place_of(group, seed), group) for group in groups)

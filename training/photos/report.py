@@ -132,7 +132,7 @@ def as_lines(figures: Mapping[str, Any]) -> dict[str, str]:
         "test photos": f"{figures['test_photos']}",
         "accuracy": f"{figures['accuracy']:.1%} (95 % interval {low:.1%} to {high:.1%})",
         "expected calibration error": f"{figures['calibration_error']:.1%}",
-        "not uncertain (TPR)": ", ".join(
+        "answered (coverage)": ", ".join(
             f"{part} {rate:.1%}" for part, rate in figures["true_positive_rate"].items()
         ),
         "one photo, on one thread": f"{figures['milliseconds']:.1f} ms",
@@ -141,7 +141,7 @@ def as_lines(figures: Mapping[str, Any]) -> dict[str, str]:
     if "ood_photos" in figures:
         lines |= {
             "OOD photos": f"{figures['ood_photos']}",
-            "of them not uncertain (FPR)": f"{figures['false_positive_rate']:.1%}",
+            "of them answered": f"{figures['false_positive_rate']:.1%}",
             "OOD detection, AUROC": f"{figures['auroc']:.3f}",
         }
     return lines | {"total time": f"{figures['seconds'] / 60:.1f} minutes"}

@@ -145,8 +145,9 @@ class Task:
 
     def served_features(self, photos: Sequence[Photo]) -> np.ndarray:
         """The same of photos as they are served: (N, views, channels)."""
-        same = [replace(self, views=(view,)).features(photos, 2) for view in self.views]
-        return np.stack([f[:, int(v.mirror)] for f, v in zip(same, self.views, strict=True)], 1)
+        # The last of one view is the photo as it is, of two its mirror image.
+        of_views = [replace(self, views=(v,)).features(photos, 1 + v.mirror) for v in self.views]
+        return np.stack([each[:, -1] for each in of_views], 1)
 
 
 @dataclass(frozen=True)
@@ -367,11 +368,12 @@ def transfer(
 
     `background` is trained with as what is of no class, `others` are folders of such photos that
     measure what is made of them. `coverage` is the fraction of known photos that the thresholds
-    let pass. `source` is what the card says of the photos' origin, `compute`
-    what computes features. Returns the report's figures and its plots by caption. Raises
-    PhotosError, WeightsError, RunError and ExportError; then no bundle is written.
+    let pass. `source` is what the card says of the photos' origin, `compute` what computes
+    features. Returns the report's figures and its plots by caption. Raises PhotosError,
+    WeightsError, RunError and ExportError; then no bundle is written.
     """
     started = time.perf_counter()
+    destination = destination.absolute()  # "." has no name
     refuse_other_folder(destination)
     found, dataset = gather(folder, background, seed)
     inspect.by_name([background, *others] if background else others)  # or one would be lost
