@@ -236,7 +236,7 @@ def field_not_read(name: str) -> RequestError:
         return RequestError(400, "no_image", message)
     in_query = f"Put it into the address, as {PREDICT}?{name}=VALUE."
     right = in_query if name in PARAMETERS else WHAT_TO_SEND
-    message = f"The form has a field {name[:40]!r}, and only 'image' is read. {right}"
+    message = f"The form has a field {name!r}, and only 'image' is read. {right}"
     return RequestError(400, "unknown_field", message)
 
 
@@ -310,7 +310,7 @@ def models() -> Response:
             labels=list(model.bundle.labels),
             input_size=model.bundle.input_size,
             threshold=model.bundle.threshold,
-            ood=schema.OodScore(*model.bundle.ood) if model.bundle.ood else None,
+            ood=schema.OodScore(ood.score, ood.threshold) if (ood := model.bundle.ood) else None,
             explains=model.bundle.explains,
             accuracy=model.bundle.manifest.get("accuracy", {}),
             card=model.bundle.card is not None,
@@ -432,7 +432,7 @@ def http_error(error: HTTPException) -> Response:
     code = error.name.lower().replace(" ", "_")
     message = error.description or error.name
     if isinstance(error, TooManyRequests):  # the description is the limit alone
-        message = f"The limit is {message}. Try again after the seconds that Retry-After gives."
+        message = f"The limit is {message}. Try again later: Retry-After says in how many seconds."
     elif isinstance(error, NotFound):
         message = "There is no such route. GET /docs describes those that there are."
     elif isinstance(error, MethodNotAllowed):

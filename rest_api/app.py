@@ -142,11 +142,12 @@ def serve(settings: Settings) -> int:
         schedule_in_batches()
         names = ", ".join(str(path) for path in settings.models)
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        print(f"{VERSION}: serving {names} on http://{host}:{settings.port}", flush=True)
+        line = f"{VERSION}: serving {names} on http://{host}:{settings.port}"
+        ready = partial(print, line, flush=True)
         # Processes load the networks themselves, each its own: the parent holds none to fork.
         work = partial(run_process, settings, connections)
         bind = binding(settings.host, settings.port)
-        return supervise(work, bind, settings.workers, settings.drain + GRACE)
+        return supervise(work, bind, settings.workers, settings.drain + GRACE, ready)
 
 
 def allowed_connections() -> int:
@@ -255,7 +256,7 @@ def resolve(host: str, port: int) -> tuple[socket.AddressFamily, Any]:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except UnicodeError as error:  # of a..b, whose middle part is empty, or of too long a part
-        raise OSError(errno.EINVAL, "no host can have this name") from error
+        raise OSError(errno.EINVAL, "not a valid host name") from error
     family, _, _, _, address = min(found, key=lambda each: each[0] != socket.AF_INET)
     return family, address
 
@@ -278,7 +279,7 @@ def check(settings: Settings) -> None:
     try:
         for bundle in read_bundles(settings.models).values():
             bundle.file(settings.engine or bundle.engine)
-    except (BundleError, OSError) as error:
+    except BundleError as error:
         sys.exit(f"error: {error}")
     try:
         listen(*resolve(host, port)).close()

@@ -11,7 +11,7 @@ It is the one contract between training and serving. `model.json`:
                  "letterbox", "mirror": true or false, "size": its side where that differs}. The
                  network's logits and scores for them are averaged
     early_exit   optional: where the best class's probability in the first view is above it, that
-                 view decides alone; 1, which none is above, by default
+                 view decides alone; 1, the default, turns it off
     files        {engine: {"name", "bytes", "sha256"}} for litert, litert-float32 and keras; the
                  names are those of FILENAMES
     engine       optional: which of them serves where nobody asks for another, litert by default
@@ -32,7 +32,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -72,13 +72,6 @@ def sizes_of(views: Sequence[View], image_size: int) -> list[int]:
     return [view.size or image_size for view in views]
 
 
-class OodScore(NamedTuple):
-    """The out-of-distribution score of a network: the larger, the more like its classes."""
-
-    name: str
-    threshold: float  # below it, an image is of none of the classes
-
-
 class NetworkFile(msgspec.Struct):
     """An entry of `files`."""
 
@@ -90,9 +83,11 @@ class Uncertainty(msgspec.Struct):
     threshold: Annotated[float, Meta(ge=0, le=1)]
 
 
-class Ood(msgspec.Struct):
-    score: str
-    threshold: float
+class OodScore(msgspec.Struct, frozen=True):
+    """The out-of-distribution score of a network: the larger, the more like its classes."""
+
+    score: str  # how it is made
+    threshold: float  # below it, an image is of none of the classes
 
 
 class Manifest(msgspec.Struct):
@@ -108,7 +103,7 @@ class Manifest(msgspec.Struct):
     early_exit: Annotated[float, Meta(ge=0, le=1)] = 1.0
     engine: Engine = "litert"
     uncertainty: Uncertainty | None = None
-    ood: Ood | None = None
+    ood: OodScore | None = None
     explains: bool = False
     embedding_size: Annotated[int, Meta(ge=0)] = 0
 
@@ -185,7 +180,7 @@ def load_bundle(path: str | Path) -> Bundle:
         views=tuple(read.views),
         early_exit=read.early_exit,
         threshold=read.uncertainty.threshold if read.uncertainty else 0.0,
-        ood=OodScore(read.ood.score, read.ood.threshold) if read.ood else None,
+        ood=read.ood,
         explains=read.explains,
         embedding_size=read.embedding_size,
         files=read.files,

@@ -9,17 +9,19 @@ from typing import NamedTuple
 import numpy as np
 
 from rest_api.bundle import MANIFEST, Bundle, BundleError, Engine, load_bundle
-from rest_api.engine import Predict, is_sure, judge, load_engine, mean_over_views
+from rest_api.engine import Predict, exits_early, judge, load_engine, mean_over_views
 from rest_api.explain import explain
 from rest_api.sandbox import Budget, load_views
 from rest_api.settings import Settings
+
+LEAST = 0.0005  # probability: 0.1 %, rounded
 
 
 class Prediction(NamedTuple):
     """What a model says about one photo."""
 
     classes: list[tuple[str, float]]  # label and probability, the most probable first
-    score: float  # as in Outputs, which see
+    score: float  # see Outputs.scores
     uncertain: bool  # none of these, or not sure which
     none_of_these: bool
     decode_seconds: float
@@ -59,7 +61,7 @@ class LoadedModel:
         decoded = time.perf_counter()
         first, *others = (pixels[np.newaxis] for pixels in views.pixels)
         of_views = [self.predict(first)]
-        if explained or embedded or not is_sure(of_views[0], bundle.early_exit):
+        if explained or embedded or not exits_early(of_views[0], bundle.early_exit):
             of_views += map(self.predict, others)
         outputs = mean_over_views(of_views, bundle.early_exit)
         ended = time.perf_counter()
@@ -78,6 +80,13 @@ class LoadedModel:
             explanation=explain(maps, bundle.views, views.size) if explained else None,
             embedding=np.mean(features, 0) if embedded and features else None,
         )
+
+
+def percent(probability: float, space: str = "") -> str:
+    """A probability as people read it, none of which is quite 0 or 1; `space` before the sign."""
+    if probability < LEAST:
+        return f"under 0.1{space}%"
+    return f"{100 * probability:.1f}{space}%" if probability < 1 - LEAST else f"over 99.9{space}%"
 
 
 def load_model(
@@ -117,9 +126,15 @@ def read_bundles(paths: Sequence[Path]) -> dict[str, Bundle]:
 
 
 def find_bundles(paths: Sequence[Path]) -> list[Path]:
-    """The bundles among `paths`, where a folder of bundles stands for all in it, by name."""
+    """The bundles among `paths`, where a folder of bundles stands for all in it, by name.
+
+    Raises BundleError.
+    """
     found = []
     for path in paths:
-        inside = sorted(child.parent for child in path.glob(f"*/{MANIFEST}"))
-        found += [path] if (path / MANIFEST).exists() or not inside else inside
+        try:
+            inside = sorted(child.parent for child in path.glob(f"*/{MANIFEST}"))
+            found += [path] if (path / MANIFEST).exists() or not inside else inside
+        except OSError as error:
+            raise BundleError(f"{path} cannot be read ({error.strerror}).") from error
     return found

@@ -20,7 +20,6 @@ import os
 import posixpath
 import socket
 import tempfile
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,6 +38,7 @@ from tqdm import tqdm
 from rest_api.bundle import FILENAMES, MANIFEST, Bundle, Engine
 from rest_api.classifier import load_model
 from rest_api.errors import JobError, RequestError
+from rest_api.images import silence_pillow
 from rest_api.manifest import (
     absolute,
     exists,
@@ -90,7 +90,7 @@ class Classifier:
         output: str,
     ) -> None:
         """`files` are those of the bundle, which need not be on the node."""
-        warnings.filterwarnings("ignore", module="PIL")  # as in predict.main
+        silence_pillow()
         with tempfile.TemporaryDirectory() as folder:
             for name, content in files.items():
                 Path(folder, name).write_bytes(content)
@@ -147,10 +147,11 @@ def classify_on_cluster(
 ) -> Iterator[tuple[str, str]]:
     """Classify the photos of a job that an earlier run has left, or the first all of them.
 
-    Yields each photo that could not be read, and why. Raises JobError.
+    Yields each photo that could not be read, and why. Raises JobError and BundleError.
     """
     output = absolute(output).rstrip("/")
-    files = {name: (bundle.path / name).read_bytes() for name in (MANIFEST, FILENAMES[job.engine])}
+    network = bundle.file(job.engine)
+    files = {MANIFEST: (bundle.path / MANIFEST).read_bytes(), FILENAMES[job.engine]: network}
     try:
         parts, images = open_job(job, output)
         left = sorted(set(map(part_name, range(parts))) - names_in(f"{output}/predictions"))
@@ -174,9 +175,13 @@ def open_job(job: Job, output: str) -> tuple[int, int]:
     filesystem, folder = locate(output)
     path = posixpath.join(folder, "job.json")
     if filesystem.get_file_info(path).type == FileType.File:
-        with filesystem.open_input_stream(path) as stream:
-            begun = json.loads(stream.read())
-        differ = [name for name, value in job._asdict().items() if begun["job"].get(name) != value]
+        try:
+            with filesystem.open_input_stream(path) as stream:
+                begun = json.loads(stream.read())
+            counts = int(begun["parts"]), int(begun["images"])
+            differ = [each for each, value in job._asdict().items() if begun["job"][each] != value]
+        except (ValueError, KeyError, TypeError) as error:
+            raise JobError(f"{output}/job.json is damaged. Name another --output.") from error
         if differ:
             raise JobError(
                 f"{output} holds a job with another `{differ[0]}`. Name another --output."
@@ -188,12 +193,13 @@ def open_job(job: Job, output: str) -> tuple[int, int]:
         parts, images = write_manifest(found, output)
         if not images:
             raise JobError(no_files_in(job.paths))
+        counts = parts, images
         begun = {"job": job._asdict(), "parts": parts, "images": images}
         scratch = posixpath.join(folder, "unfinished", "job.json")
         with filesystem.open_output_stream(scratch) as stream:
             stream.write(json.dumps(begun, indent=1).encode())
         filesystem.move(scratch, path)
-    return begun["parts"], begun["images"]
+    return counts
 
 
 def run(address: str, parts: Sequence[str], images: int, arguments: tuple[Any, ...]) -> None:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 MAX_HEAD = 64 * 2**10  # bytes of a request that are not its body: head, frames of chunks
 CHUNK = 64  # bytes of memory that a chunk of a body takes besides its content
 MAX_DISCARDED = 200 * 2**20  # bytes of a body too large that are still read
-BUSY = "The server is busy. Try again after the seconds that Retry-After gives."
+BUSY = "The server is busy. Try again later: Retry-After says in how many seconds."
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 Headers = list[tuple[str, str]]

@@ -80,21 +80,19 @@ def name_outputs(outputs: Sequence[np.ndarray], bundle: Bundle) -> Outputs:
     Raises BundleError if one is missing that model.json names.
     """
     by_rank = {each.ndim: each for each in outputs}
-    if bundle.ood and 1 not in by_rank:
-        raise BundleError(
-            f"{bundle.path}: {MANIFEST} has a threshold for the score {bundle.ood.name!r}, "
-            "which the network does not return."
-        )
-    if bundle.explains and 4 not in by_rank:
-        raise BundleError(
-            f"{bundle.path}: {MANIFEST} names class activation maps, "
-            "which the network does not return."
-        )
     size = bundle.embedding_size
-    if size and (3 not in by_rank or by_rank[3].shape[-1] != size):
-        raise BundleError(
-            f"{bundle.path}: {MANIFEST} names {size} features, which the network does not return."
-        )
+    needed = {2: "class probabilities"}
+    if bundle.ood:
+        needed[1] = f"the score {bundle.ood.score!r}"
+    if bundle.explains:
+        needed[4] = "class activation maps"
+    if size:
+        needed[3] = f"{size} features"
+    for rank, what in needed.items():
+        if rank not in by_rank or (rank == 3 and by_rank[3].shape[-1] != size):
+            raise BundleError(
+                f"{bundle.path}: {MANIFEST} needs {what}, which the network does not return."
+            )
     probabilities = by_rank[2]
     scores = by_rank[1] if bundle.ood else probabilities.max(-1)
     maps = by_rank[4] if bundle.explains else None
@@ -105,31 +103,31 @@ def mean_over_views(outputs: Sequence[Outputs], early_exit: float = 1.0) -> Outp
     """The probabilities and scores for N images from those for each of their views.
 
     Probabilities are those of the mean logits: their geometric mean, made to sum to 1. Where views
-    disagree, the arithmetic mean is less sure than it is right. An image that `is_sure` in its
-    first view has what that view says.
+    disagree, the arithmetic mean is less sure than it is right. An image that `exits_early` has
+    what its first view says.
     """
     smallest = np.finfo(np.float32).tiny
     logs = np.mean([np.log(np.maximum(each.probabilities, smallest)) for each in outputs], 0)
     geometric = np.exp(logs - logs.max(-1, keepdims=True))
-    first, sure = outputs[0], is_sure(outputs[0], early_exit)
+    first, early = outputs[0], exits_early(outputs[0], early_exit)
     mean = geometric / geometric.sum(-1, keepdims=True)
     return Outputs(
-        np.where(sure[:, np.newaxis], first.probabilities, mean),
-        np.where(sure, first.scores, np.mean([each.scores for each in outputs], 0)),
+        np.where(early[:, np.newaxis], first.probabilities, mean),
+        np.where(early, first.scores, np.mean([each.scores for each in outputs], 0)),
     )
 
 
-def is_sure(first: Outputs, early_exit: float) -> np.ndarray:
+def exits_early(first: Outputs, early_exit: float) -> np.ndarray:
     """Which of N images, (N,) bool, need no other view than their first, whose outputs these are.
 
-    A network that answers easy images early: Teerapittayanon et al. 2016 (arXiv:1709.01686).
+    It saves time on easy images, as in BranchyNet (Teerapittayanon et al. 2016, arXiv:1709.01686).
     """
-    sure: np.ndarray = first.probabilities.max(-1) > early_exit
-    return sure
+    early: np.ndarray = first.probabilities.max(-1) > early_exit
+    return early
 
 
 def judge(outputs: Outputs, bundle: Bundle) -> Verdicts:
-    """What the bundle's two thresholds say about images, whose outputs are means over views."""
+    """What the bundle's two thresholds say about images, whose views are combined."""
     out_of_distribution = outputs.scores < (bundle.ood.threshold if bundle.ood else -np.inf)
     return Verdicts(
         out_of_distribution, out_of_distribution | (outputs.probabilities.max(1) < bundle.threshold)

@@ -10,12 +10,13 @@ from werkzeug.datastructures import MIMEAccept
 from werkzeug.http import parse_accept_header
 from werkzeug.wrappers import Response
 
+from rest_api.classifier import LEAST, percent
 from rest_api.gateway import call_wsgi
 from rest_api.schema import PREDICT
 
 PAGE = "text/html"
 SURE = 0.9  # probability from which a class is named without "probably"
-LEAST = 0.0005  # probability from which a class is shown: 0.1 %, rounded
+NO_BREAK = "\u00a0"  # the space that keeps a unit on the line of its number
 
 
 def with_pages(wsgi: WSGIApplication, templates: Callable[[], Environment]) -> WSGIApplication:
@@ -55,7 +56,7 @@ def shown(answer: dict[str, Any]) -> dict[str, Any]:
             "none": result.get("none_of_these", False),
             "unsure": result.get("uncertain", False),
             "classes": [
-                (each["label"], each["probability"], percent(each["probability"]))
+                (each["label"], each["probability"], percent(each["probability"], NO_BREAK))
                 for rank, each in enumerate(result.get("predictions", []))
                 if rank == 0 or each["probability"] >= LEAST
             ],
@@ -76,14 +77,4 @@ def headline(result: dict[str, Any]) -> str:
         likely = [each["label"] for each in result["predictions"][:2]]
         return f"Not sure: {' or '.join(likely)}"
     probably = "" if best["probability"] >= SURE else "Probably "
-    return f"{probably}{best['label']}, {percent(best['probability'])}"
-
-
-def percent(share: float) -> str:
-    """A probability as people read it, none of which is quite 0 or 1.
-
-    The unit stays on the line of its number: U+00A0.
-    """
-    if share < LEAST:
-        return "under 0.1\u00a0%"
-    return f"{100 * share:.1f}\u00a0%" if share < 1 - LEAST else "over 99.9\u00a0%"
+    return f"{probably}{best['label']}, {percent(best['probability'], NO_BREAK)}"

@@ -120,14 +120,17 @@ def walk(filesystem: FileSystem, folder: str, scheme: str) -> Iterator[str]:
 
 
 def matches(pattern: str) -> Iterator[str]:
-    """The files that fit a pattern with *, **, ? or […]."""
+    """The files that fit a pattern with *, **, ? or […]. Raises JobError."""
     scheme, separator, _ = pattern.partition("://")
     if not separator:
         yield from sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 (a pattern may be absolute)
         return
     filesystem, name = locate(pattern)
     folder = posixpath.dirname(re.split(r"[*?[]", name)[0])
-    fits = re.compile(glob_translate(f"{scheme}://{name}")).match
+    try:
+        fits = re.compile(glob_translate(f"{scheme}://{name}")).match
+    except ValueError as error:
+        raise JobError(f"{pattern} is no pattern: {error}.") from error
     yield from filter(fits, walk(filesystem, folder, scheme))
 
 

@@ -22,13 +22,12 @@ from typing import BinaryIO, NoReturn, TextIO, TypeVar
 from tqdm import tqdm
 
 from rest_api.bundle import FILENAMES, Bundle, BundleError, load_bundle
-from rest_api.classifier import LoadedModel, Prediction, load_model
+from rest_api.classifier import LoadedModel, Prediction, load_model, percent
 from rest_api.errors import JobError, RequestError
 from rest_api.images import silence_pillow
-from rest_api.settings import DEFAULT_MODEL, VERSION, model_path, option_of
+from rest_api.settings import DEFAULT_MODEL, VERSION, available_cores, model_path, option_of
 
 MANY = 20  # files from which on there is a progress bar, on a terminal
-LEAST = 0.001  # probability that a table tells from 0, and from 1
 STDIN = "-"
 NAMES = "surrogateescape"  # how names of files that are not UTF-8 are read, and so written
 KILLED_BY_PIPE = 128 + 13  # what shells have as the status of a command that SIGPIPE ended
@@ -113,13 +112,6 @@ def as_table(file: str, prediction: Prediction, _: Bundle) -> str:
     guesses = "  ".join(f"{label} {percent(share)}" for label, share in prediction.classes)
     verdict = "none of these: " if prediction.none_of_these else "uncertain: "
     return f"{file}  {verdict if prediction.uncertain else ''}{guesses}"
-
-
-def percent(share: float) -> str:
-    """As people read it. No probability is quite 0 or 1."""
-    if share < LEAST:
-        return f"under {LEAST:.1%}"
-    return f"{share:.1%}" if share < 1 - LEAST else f"over {1 - LEAST:.1%}"
 
 
 def as_json(file: str, prediction: Prediction, bundle: Bundle) -> str:
@@ -282,7 +274,6 @@ def classify_on_cluster(args: argparse.Namespace) -> None:
         from rest_api import cluster, manifest
     bundle = load_bundle(args.model)
     engine = args.engine or bundle.engine
-    bundle.file(engine)  # is whole
     if args.embeddings and not bundle.embedding_size:
         raise BundleError(f"{args.model} returns no features: export it again for --embeddings.")
     paths = [manifest.absolute(path) for path in args.paths]
@@ -296,8 +287,6 @@ def classify_on_cluster(args: argparse.Namespace) -> None:
             print(f"{path}: {why}", file=sys.stderr)
     except JobError as error:
         sys.exit(f"error: {error}")
-    except (ValueError, KeyError) as error:  # of a job.json that is damaged
-        refuse_to_continue(args.output, error)
     if number:
         sys.exit(f"Files that could not be read: {number}. --retry-errors tries them again.")
 
@@ -335,7 +324,7 @@ def refuse_output(output: Path | str, error: OSError) -> NoReturn:
 
 def classify_here(args: argparse.Namespace) -> None:
     """Write an answer for each file; list what could not be read. Raises BundleError."""
-    threads = os.cpu_count() or 1
+    threads = available_cores()
     output = Path(args.output) if args.output else None
     model = load_model(args.model, args.engine, threads, args.max_pixels)
     bundle = model.bundle

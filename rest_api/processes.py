@@ -91,15 +91,16 @@ class Slot:
         log.error("A server process %s. Another is started %s.", why, when)
 
 
-def supervise(work: Work, bind: Bind, number: int, grace: float) -> int:
+def supervise(
+    work: Work, bind: Bind, number: int, grace: float, ready: Callable[[], object]
+) -> int:
     """Keep `number` processes at work until SIGTERM or Ctrl-C; the exit status of the server.
 
-    `bind` makes the socket of each, which the process makes listen once it serves.
-
-    One that dies is replaced: at once, or after a growing pause where several in a row have died
-    before they served.
-    If one cannot load before any has served, the status is 1. Signals are passed on. Those that
-    have not ended `grace` seconds after a signal to stop are killed.
+    `bind` makes the socket of each, which the process makes listen once it serves; `ready` is
+    called when the first does. One that dies is replaced: at once, or after a growing pause where
+    several in a row have died before they served. If one cannot load before any has served, the
+    status is 1. Signals are passed on. Those that have not ended `grace` seconds after a signal to
+    stop are killed.
     """
     received, sender = multiprocessing.Pipe(duplex=False)
     for each in SIGNALS:
@@ -113,7 +114,9 @@ def supervise(work: Work, bind: Bind, number: int, grace: float) -> int:
         wait_for_change(slots, received)
         for slot in slots:
             status = slot.look()
-            has_served |= slot.serves
+            if slot.serves and not has_served:
+                has_served = True
+                ready()
             if status is not None:
                 if status > 0 and not has_served:
                     stop(slots, signal.SIGTERM, received, grace)

@@ -190,14 +190,15 @@ def infer(name: str, version: str = "") -> Response:
     size = size_of_json(flask.request.headers.get(HEADER_LENGTH), body)
     request = read_json(body[:size], InferRequest, model.bundle, limits.max_files)
     images = images_in(request.inputs[0], body[size:], model.bundle, limits.max_files)
+    wanted = request.outputs or [RequestedOutput(output) for output in OUTPUTS]
+    if unknown := [each.name for each in wanted if each.name not in OUTPUTS]:
+        message = f"There is no output {unknown[0][:40]!r}. There are: {', '.join(OUTPUTS)}."
+        raise RequestError(400, "invalid_tensor", message)
     values = outputs_of(classify_all(images, model), model.bundle)
     sent = InferAnswer(name, model.bundle.version, [], request.id)
     binary = b""
-    for wanted in request.outputs or [RequestedOutput(output) for output in OUTPUTS]:
-        if wanted.name not in OUTPUTS:
-            message = f"There is no output {wanted.name!r}. There are: {', '.join(OUTPUTS)}."
-            raise RequestError(400, "invalid_tensor", message)
-        tensor, content = as_tensor(wanted.name, values[wanted.name], is_binary(wanted, request))
+    for each in wanted:
+        tensor, content = as_tensor(each.name, values[each.name], is_binary(each, request))
         sent.outputs.append(tensor)
         binary += content
     response = answer(sent)
@@ -359,7 +360,7 @@ def read_json(content: bytes, kind: type[T], bundle: Bundle, limit: int) -> T:
     """Raises RequestError, also on more lists than `limit` images have: they take seconds."""
     rows, columns, _ = square_shape(bundle)
     if content.count(b"[") + content.count(b"{") > limit * (rows * columns + rows + 1) + 100:
-        raise RequestError(400, "invalid_json", f"These are more lists than {limit} images have.")
+        raise RequestError(400, "invalid_json", f"These are more lists than {limit} images need.")
     try:
         return msgspec.json.decode(content, type=kind)
     except (msgspec.DecodeError, ValueError, RecursionError) as error:

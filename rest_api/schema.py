@@ -29,7 +29,7 @@ PATTERNS = [(rule, re.compile(re.sub("<[a-z]+>", "[^/]+", rule))) for rule in CL
 Probability = Annotated[float, Meta(ge=0, le=1)]
 Uncertain = Annotated[
     bool,
-    Meta(description="whether the image is of none of these classes, or it is not sure of which"),
+    Meta(description="whether the image is of none of these classes, or it is not clear which"),
 ]
 NoneOfThese = Annotated[
     bool, Meta(description="whether the model's OOD score says that it is none of these classes")

@@ -139,7 +139,7 @@ def storage_options(address: str) -> dict[str, Any]:
 def origin(text: str) -> str:
     """An origin as browsers send it, or * for all, for argparse."""
     parts = urlsplit(text)
-    if text != "*" and text != f"{parts.scheme}://{parts.netloc}":
+    if text != "*" and not (parts.netloc and text == f"{parts.scheme}://{parts.netloc}".lower()):
         raise argparse.ArgumentTypeError(f"{text!r} is no origin such as https://example.org")
     return text
 

@@ -427,7 +427,7 @@ def test_rate_limit_is_refused_with_the_seconds_to_wait():
     assert statuses == [200, 200]
     response = post(client, FROG.read_bytes())
     message = refused(response, 429, "too_many_requests")
-    assert message.startswith("The limit is 2 per 1 minute. Try again after")
+    assert message.startswith("The limit is 2 per 1 minute. Try again later")
     assert 0 < int(response.headers["Retry-After"]) <= 60
     assert client.get("/health/live").status_code == 200
 

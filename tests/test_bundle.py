@@ -7,6 +7,7 @@ import shutil
 import sys
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,7 +15,7 @@ import pytest
 from rest_api import api, telemetry
 from rest_api.app import create_app
 from rest_api.bundle import BundleError, OodScore, View, load_bundle
-from rest_api.classifier import load_models
+from rest_api.classifier import find_bundles, load_models
 from rest_api.engine import load_engine
 from rest_api.settings import DEFAULT_MODEL, Settings
 
@@ -255,3 +256,8 @@ def test_keras_loads_the_bytes_whose_hash_was_checked(bundle):
         **{name: getattr(loaded, name) for name in used}, file=lambda _: checked
     )
     assert load_engine(frozen, "keras")
+
+
+def test_folder_whose_name_the_system_refuses_is_named():
+    with pytest.raises(BundleError, match="cannot be read"):
+        find_bundles([Path("x" * 5000)])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rest_api.bundle import Bundle, OodScore, View, load_bundle
-from rest_api.classifier import LoadedModel, load_model
+from rest_api.classifier import LoadedModel, load_model, percent
 from rest_api.engine import Outputs, Predict
 from rest_api.errors import RequestError
 from rest_api.images import decode, to_views
@@ -29,6 +29,14 @@ def test_classes_come_with_the_most_probable_first(model):
     assert model.classify(FROG.read_bytes(), top=2).classes == prediction.classes[:2]
     assert prediction.decode_seconds > 0
     assert prediction.inference_seconds > 0
+
+
+@pytest.mark.parametrize(
+    ("probability", "text"),
+    [(0.0004, "under 0.1%"), (0.0006, "0.1%"), (0.9994, "99.9%"), (0.9996, "over 99.9%")],
+)
+def test_no_probability_is_printed_as_0_or_100_percent(probability, text):
+    assert percent(probability) == text
 
 
 TWO_VIEWS = View("stretch"), View("center_crop", mirror=True)

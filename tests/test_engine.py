@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from rest_api.bundle import BundleError, View, load_bundle
-from rest_api.engine import Outputs, load_engine, mean_over_views
+from rest_api.engine import Outputs, load_engine, mean_over_views, name_outputs
 from rest_api.settings import DEFAULT_MODEL
 from tests.support import FROG, ROOT, rename
 from training import metrics
@@ -86,6 +86,11 @@ def test_features_that_the_network_does_not_return_are_refused(tmp_path):
     rename(tmp_path / "bundle", "bundle", embedding_size=size + 1)
     with pytest.raises(BundleError, match=f"{size + 1} features, which the network does not"):
         load_engine(load_bundle(tmp_path / "bundle"))
+
+
+def test_network_without_probabilities_is_refused():
+    with pytest.raises(BundleError, match="class probabilities, which the network does not return"):
+        name_outputs([np.zeros((1, 1, 10))], load_bundle(CLASSIC))
 
 
 def test_means_are_over_the_views_of_each_image():

@@ -100,6 +100,11 @@ def test_list_that_is_none_is_refused_by_name(tmp_path):
             list(photos_of(str(tmp_path / name)))
 
 
+def test_pattern_that_is_none_is_refused_by_name():
+    with pytest.raises(JobError, match=r"fsspec\+memory://bucket/a\*\*b/x is no pattern: .+"):
+        list(photos_of("fsspec+memory://bucket/a**b/x"))
+
+
 def test_storage_that_nobody_knows_is_refused_by_name():
     with pytest.raises(JobError, match="nowhere://bucket/ cannot be reached"):
         list(photos_of("nowhere://bucket/photos"))
@@ -224,11 +229,11 @@ def test_part_is_classified_again_only_where_it_had_errors(photos, tmp_path, mon
     assert not list(failures_in(output))
 
 
-@pytest.mark.parametrize("content", ["{", "{}"])
+@pytest.mark.parametrize("content", ["{", "{}", "[]", '{"job": {}, "parts": 1, "images": 1}'])
 def test_damaged_job_is_refused_by_name(tmp_path, content):
     (tmp_path / "job.json").write_text(content)
     line = error_of("rest_api.predict", FROG, "--cluster", "local", "--output", tmp_path)
-    assert line.startswith(f"error: {tmp_path} cannot be continued: ")
+    assert line == f"error: {tmp_path}/job.json is damaged. Name another --output."
 
 
 def test_progress_bar_of_a_job_is_for_terminals_alone(monkeypatch, capsys):

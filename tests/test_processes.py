@@ -40,7 +40,7 @@ def work(number, listener, parent):
     while True:
         time.sleep(60)
 
-sys.exit(supervise(work, socket.socket, 2, 5))
+sys.exit(supervise(work, socket.socket, 2, 5, Path(sys.argv[1], "ready").mkdir))
 """
 
 
@@ -86,6 +86,7 @@ def test_process_that_dies_again_and_again_is_replaced_at_once(tmp_path):
 def test_process_that_can_no_longer_load_does_not_end_the_others(tmp_path):
     process = start(tmp_path, good_starts=1)
     assert {process.stdout.readline() for _ in range(2)} == {"serves 0\n", "serves 1\n"}
+    until((tmp_path / "ready").exists)
     os.kill(children(process)[1], signal.SIGKILL)
     until(lambda: starts(tmp_path, 1) == 5)
     assert process.poll() is None
@@ -107,6 +108,7 @@ def test_process_that_cannot_load_at_the_start_ends_the_server(tmp_path):
     )
     assert run.returncode == 1
     assert "Another is started" not in run.stderr  # none is
+    assert not (tmp_path / "ready").exists()
 
 
 def test_signals_are_passed_on(tmp_path):

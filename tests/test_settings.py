@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rest_api import __version__, app, classifier
+from rest_api import __version__, app
 from rest_api.settings import DEFAULT_MODEL, MIB, Settings, as_markdown, options, parse_arguments
 from tests.support import ROOT
 
@@ -85,6 +85,8 @@ def test_version_is_told(capsys):
         ("--api-keys", "nowhere", "cannot read nowhere"),
         ("--cors", "example.org", "'example.org' is no origin such as https://example.org"),
         ("--cors", "https://example.org/", "is no origin"),
+        ("--cors", "https://Example.org", "is no origin"),  # as no browser sends it
+        ("--cors", "https://", "is no origin"),
     ],
 )
 def test_senseless_option_is_refused_by_name(flag, value, complaint, capsys):
@@ -139,16 +141,16 @@ def test_port_that_airplay_has_is_explained_on_macos(monkeypatch, platform, told
 def test_host_that_can_have_no_address_is_refused_in_one_line(host):
     with pytest.raises(SystemExit) as end:
         app.check(Settings(host=host))
-    message = f"error: cannot listen on {host}:5000: no host can have this name. Choose another"
+    message = f"error: cannot listen on {host}:5000: not a valid host name. Choose another"
     assert str(end.value).startswith(message)
     assert str(end.value).endswith("or another --host.")
 
 
 def test_bundle_that_may_not_be_read_is_not_taken_for_a_port(monkeypatch):
-    def forbidden(paths):
-        raise PermissionError(13, "Permission denied", "bundles/mine")
+    def forbidden(path, pattern):
+        raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(classifier, "read_bundles", forbidden)
+    monkeypatch.setattr(Path, "glob", forbidden)
     with pytest.raises(SystemExit) as end:
-        app.check(Settings())
-    assert str(end.value) == "error: [Errno 13] Permission denied: 'bundles/mine'"
+        app.check(Settings(models=(Path("bundles/mine"),)))
+    assert str(end.value) == "error: bundles/mine cannot be read (Permission denied)."

@@ -10,14 +10,13 @@ all photos are shown in all views.
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.common import command_line, print_table
 from rest_api.bundle import Bundle, BundleError, load_bundle, sizes_of
-from rest_api.engine import Outputs, is_sure, judge, load_engine, mean_over_views
+from rest_api.engine import Outputs, exits_early, judge, load_engine, mean_over_views
 from rest_api.settings import DEFAULT_MODEL
 from training import metrics
 from training.evaluate import in_batches, labelled_views, views_of
@@ -41,14 +40,13 @@ def rows(
 ) -> Iterator[list[str]]:
     """A row for each value; `known` and `others` are the outputs for each view of the photos."""
     for value in VALUES:
-        bundle = replace(bundle, early_exit=value)
         outputs, of_others = (mean_over_views(views, value) for views in (known, others))
         right = outputs.probabilities.argmax(1) == class_ids
         answered = ~judge(outputs, bundle).uncertain
         others_answered = ~judge(of_others, bundle).uncertain
         confident = others_answered & (of_others.probabilities.max(1) > CONFIDENT)
         shares = (
-            is_sure(known[0], value).mean(),
+            exits_early(known[0], value).mean(),
             right.mean(),
             metrics.expected_calibration_error(outputs.probabilities, class_ids),
             answered.mean(),

@@ -12,7 +12,7 @@ from rest_api.api import sent_images
 from rest_api.app import create_app
 from rest_api.bundle import sizes_of
 from rest_api.classifier import load_model
-from rest_api.engine import is_sure
+from rest_api.engine import exits_early
 from rest_api.gateway import call_wsgi
 from rest_api.images import decode, to_views
 from rest_api.settings import DEFAULT_MODEL
@@ -40,7 +40,7 @@ def stages(image: bytes) -> dict[str, float]:
     largest = max(sizes_of(views, side))
     decoded = decode(image, largest)
     pixels = [view[np.newaxis] for view in to_views(decoded, side, views)]
-    if is_sure(model.predict(pixels[0]), model.bundle.early_exit):
+    if exits_early(model.predict(pixels[0]), model.bundle.early_exit):
         pixels = pixels[:1]
     calls = {
         "parse": parse,

@@ -3,7 +3,7 @@
 const TOP = 5; // classes shown of each picture
 const AT_ONCE = 2; // requests at a time
 const SURE = 0.9; // probability from which a class is named without "probably"; as in forms.py
-const LEAST = 0.0005; // probability from which a class is shown: 0.1 %, rounded; as in forms.py
+const LEAST = 0.0005; // probability from which a class is shown: 0.1 %, rounded; as in classifier.py
 const NAMED = 15; // classes that are named of a model; as in pages.py
 // In static/examples: enlarged CIFAR-10 images, and a drawing of another thing.
 const EXAMPLES = ["airplane", "automobile", "cat", "frog", "ship"];

@@ -200,7 +200,7 @@ for caption, drawing in drawings.items():
 # on reach both.
 
 # %%
-print("the score is", model.bundle.ood.name)
+print("the score is", model.bundle.ood.score)
 prediction = model.classify(Path("rest_api", "frog.jpg").read_bytes(), top=2)
 print(", ".join(f"{label} {probability:.0%}" for label, probability in prediction.classes))
 print("none of these:", prediction.none_of_these)
