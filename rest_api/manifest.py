@@ -23,7 +23,7 @@ from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
 from rest_api.errors import JobError
 from rest_api.predict import files_of, reason
 
-LEAST, MOST = 50, 5000  # photos of a part
+MIN_PART, MAX_PART = 50, 5000  # photos of a part
 
 
 def locate(path: str) -> tuple[FileSystem, str]:
@@ -157,7 +157,7 @@ def write_manifest(paths: Iterable[str], output: str) -> tuple[int, int]:
     parts = images = 0
     rest = iter(paths)
     # A hundredth of the photos so far: a short list has parts for all CPUs, a long one few files.
-    while part := list(itertools.islice(rest, min(max(images // 100, LEAST), MOST))):
+    while part := list(itertools.islice(rest, min(max(images // 100, MIN_PART), MAX_PART))):
         write_part(pa.array(part), parts, output)
         parts, images = parts + 1, images + len(part)
     return parts, images - drop_repeats(parts, output)

@@ -51,35 +51,35 @@ class Slot:
         self.due = 0.0  # when to start the next
 
     def start(self, work: Work) -> None:
-        self.news, told = multiprocessing.Pipe(duplex=False)
+        self.receiver, sender = multiprocessing.Pipe(duplex=False)
         self.serves = False
-        process = CONTEXT.Process(target=work, args=(self.number, self.socket, told))
+        process = CONTEXT.Process(target=work, args=(self.number, self.socket, sender))
         try:
             with signals_held():
                 process.start()
         except OSError as error:  # no memory is left, or no process allowed
-            self.news.close()
-            self.plan_next(f"cannot be started ({error})")
+            self.receiver.close()
+            self.schedule_restart(f"cannot be started ({error})")
         else:
             self.process = process
         finally:
-            told.close()
+            sender.close()
 
-    def look(self) -> int | None:
+    def poll(self) -> int | None:
         """Hear whether the process serves; its status, if it has died."""
         if self.process is None:
             return None
-        if not self.serves and self.news.poll():
+        if not self.serves and self.receiver.poll():
             with suppress(EOFError):  # it has died
-                self.serves = self.news.recv_bytes() == SERVES
+                self.serves = self.receiver.recv_bytes() == SERVES
         status = None if self.process.is_alive() else self.process.exitcode
         if status is not None:
             self.process.close()
             self.process = None
-            self.news.close()
+            self.receiver.close()
         return status
 
-    def plan_next(self, why: str) -> None:
+    def schedule_restart(self, why: str) -> None:
         self.failures = 0 if self.serves else self.failures + 1
         pause = PAUSES[min(self.failures, len(PAUSES) - 1)]
         if pause:
@@ -113,7 +113,7 @@ def supervise(
                 slot.start(work)
         wait_for_change(slots, received)
         for slot in slots:
-            status = slot.look()
+            status = slot.poll()
             if slot.serves and not has_served:
                 has_served = True
                 ready()
@@ -121,24 +121,24 @@ def supervise(
                 if status > 0 and not has_served:
                     stop(slots, signal.SIGTERM, received, grace)
                     return 1
-                slot.plan_next(f"has died ({status})")
+                slot.schedule_restart(f"has died ({status})")
         while received.poll():
             which = received.recv_bytes()[0]
             if which in STOPS:
                 stop(slots, which, received, grace)
                 return 0
-            tell(slots, which)
+            send_signal(slots, which)
 
 
 def wait_for_change(slots: list[Slot], received: Connection) -> None:
     """Wait for a signal, for a process that serves or has died, and for the next to start."""
     sentinels = [slot.process.sentinel for slot in slots if slot.process]
-    news = [slot.news for slot in slots if slot.process and not slot.serves]
+    receivers = [slot.receiver for slot in slots if slot.process and not slot.serves]
     dues = [slot.due - time.monotonic() for slot in slots if not slot.process]
-    wait([received, *sentinels, *news], max(0, min(dues)) if dues else None)
+    wait([received, *sentinels, *receivers], max(0, min(dues)) if dues else None)
 
 
-def tell(slots: list[Slot], which: int) -> None:
+def send_signal(slots: list[Slot], which: int) -> None:
     for slot in slots:
         if slot.process and slot.process.pid:
             with suppress(ProcessLookupError):
@@ -147,7 +147,7 @@ def tell(slots: list[Slot], which: int) -> None:
 
 def stop(slots: list[Slot], which: int, received: Connection, grace: float) -> None:
     """Have the processes end by a signal, and by any that comes after it."""
-    tell(slots, which)
+    send_signal(slots, which)
     end = time.monotonic() + grace
     while alive := [slot.process for slot in slots if slot.process and slot.process.is_alive()]:
         if (left := end - time.monotonic()) <= 0:
@@ -157,7 +157,7 @@ def stop(slots: list[Slot], which: int, received: Connection, grace: float) -> N
             return
         wait([received, *(process.sentinel for process in alive)], left)
         while received.poll():
-            tell(slots, received.recv_bytes()[0])
+            send_signal(slots, received.recv_bytes()[0])
 
 
 def refuse_connections(listener: socket.socket) -> None:

@@ -161,7 +161,7 @@ def views_from_sandbox(
     data: bytes, image_size: int, views: Sequence[View], max_pixels: int, budget: Budget
 ) -> Views:
     """The same as load_views, by another process."""
-    order = {
+    request = {
         "bytes": len(data),
         "image_size": image_size,
         "views": msgspec.to_builtins(views),
@@ -174,7 +174,7 @@ def views_from_sandbox(
     timer = threading.Timer(MAX_WALL_SECONDS, process.kill)
     timer.start()
     try:
-        answer, content = exchange(process, order, data, sum(lengths))
+        answer, content = exchange(process, request, data, sum(lengths))
     except (OSError, ValueError, msgspec.DecodeError) as error:  # it was stopped, or died
         budget.seconds = 0
         stop(process)
@@ -236,19 +236,19 @@ def pipes(process: "subprocess.Popen[bytes]") -> tuple[IO[bytes], IO[bytes]]:
 
 
 def exchange(
-    process: "subprocess.Popen[bytes]", order: dict[str, Any], data: bytes, due: int
+    process: "subprocess.Popen[bytes]", request: dict[str, Any], data: bytes, expected: int
 ) -> tuple[Answer, bytes]:
-    """Have a process decode an image to `due` bytes; OSError, ValueError or DecodeError if it dies.
+    """Have a process decode an image. Raises OSError, ValueError or DecodeError if it dies.
 
-    Whatever it answers, no more is read than is due: a file may have taken it over.
+    Whatever it answers, no more bytes are read than expected: a file may have taken it over.
     """
     to_process, from_process = pipes(process)
-    to_process.write(json.dumps(order).encode() + b"\n")
+    to_process.write(json.dumps(request).encode() + b"\n")
     to_process.write(data)
     to_process.flush()
     answer = msgspec.json.decode(from_process.readline(MAX_LINE), type=Answer)
-    content = from_process.read(0 if answer.refused else due)
-    if not answer.refused and len(content) != due:
+    content = from_process.read(0 if answer.refused else expected)
+    if not answer.refused and len(content) != expected:
         raise ValueError("it died")
     return answer, content
 
@@ -262,23 +262,23 @@ def main() -> None:
     sink.write(b"ready\n")
     sink.flush()
     while line := source.readline():
-        order = json.loads(line)
-        data = source.read(order["bytes"])
-        answer, content = obey(order, data)
+        request = json.loads(line)
+        data = source.read(request["bytes"])
+        answer, content = handle(request, data)
         sink.write(msgspec.json.encode(answer) + b"\n")
         sink.write(content)
         sink.flush()
 
 
-def obey(order: dict[str, Any], data: bytes) -> tuple[Answer, bytes]:
+def handle(request: dict[str, Any], data: bytes) -> tuple[Answer, bytes]:
     """What to answer, and its pixels."""
     began = time.process_time()
-    limit_memory(order["max_pixels"])
-    limit_time(order["seconds"])
+    limit_memory(request["max_pixels"])
+    limit_time(request["seconds"])
     refused, size, content = None, (1, 1), b""
     try:
-        views, image_size = msgspec.convert(order["views"], list[View]), order["image_size"]
-        image = decode(data, max(sizes_of(views, image_size)), order["max_pixels"])
+        views, image_size = msgspec.convert(request["views"], list[View]), request["image_size"]
+        image = decode(data, max(sizes_of(views, image_size)), request["max_pixels"])
         content = b"".join(view.tobytes() for view in to_views(image, image_size, views))
         size = image.size
     except RequestError as error:

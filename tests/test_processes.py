@@ -126,7 +126,7 @@ def test_pauses_grow_only_while_processes_die_before_they_serve():
     pauses = []
     for serves in (True, False, False, False, False, True, False):
         slot.serves = serves
-        slot.plan_next("has died (1)")
+        slot.schedule_restart("has died (1)")
         pauses.append(round(slot.due - time.monotonic(), 1))
     assert pauses == [0, 0, 0.5, 1, 2, 0, 0]
     slot.socket.close()
@@ -138,7 +138,7 @@ def test_socket_is_closed_before_a_pause_although_other_processes_hold_it():
     inherited = slot.socket.dup()
     inherited.listen()
     slot.serves, slot.failures = False, 1
-    slot.plan_next("has died (1)")
+    slot.schedule_restart("has died (1)")
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(inherited.getsockname(), timeout=5)
     inherited.close()
@@ -154,18 +154,18 @@ def test_process_that_cannot_be_started_is_started_later(monkeypatch, caplog):
     assert slot.due <= time.monotonic()
     assert "cannot be started (no more)" in caplog.text
     slot.start(lambda *_: time.sleep(60))
-    assert slot.look() is None
+    assert slot.poll() is None
     slot.process.kill()
-    until(lambda: slot.look() is not None)
+    until(lambda: slot.poll() is not None)
     slot.socket.close()
 
 
 def test_parent_hears_that_a_process_serves():
     slot = Slot(0, socket.socket)
     slot.start(lambda number, listener, parent: (parent.send_bytes(SERVES), time.sleep(60)))
-    until(lambda: slot.look() is None and slot.serves)
+    until(lambda: slot.poll() is None and slot.serves)
     slot.process.kill()
-    until(lambda: slot.look() is not None)
+    until(lambda: slot.poll() is not None)
     assert slot.process is None
     slot.socket.close()
     assert not multiprocessing.active_children()
