@@ -20,15 +20,12 @@ def vgg(
     batch_norm: bool = False,
     l2: float = 0.0,
     dropout: Sequence[float] = (0, 0, 0, 0),
-    mean: Sequence[float] = CIFAR10_MEAN,
-    std: Sequence[float] = CIFAR10_STD,
 ) -> keras.Model:
     """The classic network: VGG blocks, then a dense layer of 128.
 
     Each block is two 3x3 convolutions with ReLU and a 2x2 max-pool; the three have 32, 64 and
     128 filters. `batch_norm` follows every convolution and the dense layer, `l2` weighs their
     kernels into the loss, `dropout` gives the rate after each block and, last, before the output.
-    `mean` and `std` per channel normalise the pixels (0 and 255 scale them to 0..1).
     """
     penalty = keras.regularizers.L2(l2) if l2 else None
 
@@ -36,7 +33,7 @@ def vgg(
         return BatchNorm()(x) if batch_norm else x
 
     inputs = keras.Input((32, 32, 3))
-    x = _normalise(inputs, mean, std)
+    x = _normalise(inputs)
     for filters, rate in zip((32, 64, 128)[:blocks], dropout, strict=False):
         for _ in range(2):
             x = layers.Conv2D(
@@ -98,7 +95,7 @@ def residual_vgg(widths: Sequence[int], *, classes: int = 10) -> keras.Model:
 def whitened() -> tuple[Tensor, Tensor]:
     """Images (N, H, W, 3), and what the whitening layer makes of them, (N, H - 1, W - 1, 24)."""
     inputs = keras.Input((None, None, 3))
-    x = _normalise(inputs, CIFAR10_MEAN, CIFAR10_STD)
+    x = _normalise(inputs)
     # Whitening magnifies small differences, which bfloat16 would round away: float32 up to here,
     # whatever the policy. The identity casts.
     x = layers.Conv2D(24, 2, dtype="float32", name="whiten")(x)
@@ -214,9 +211,8 @@ def dirac_kernel(shape: Sequence[int], rng: np.random.Generator) -> np.ndarray:
     return kernel
 
 
-def _normalise(inputs: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    variance = [value**2 for value in std]
-    layer = layers.Normalization(
-        mean=list(mean), variance=variance, dtype="float32", name="normalise"
+def _normalise(inputs: Tensor) -> Tensor:
+    mean, variance = list(CIFAR10_MEAN), [value**2 for value in CIFAR10_STD]
+    return layers.Normalization(mean=mean, variance=variance, dtype="float32", name="normalise")(
+        inputs
     )
-    return layer(inputs)
