@@ -132,6 +132,7 @@ keras.Model(inputs, x, name="vgg_block").summary(line_length=76)
 # buy? **Experiment**: Adam at a constant learning rate, 12 epochs, no regularisation; three blocks
 # also with a second random seed, to see how much a figure varies by chance.
 
+
 # %%
 def runs_of(name, seeds=(0, 1)):
     """The runs of a variant of training/cifar10/study.py, one for each seed."""
@@ -187,10 +188,10 @@ table
 # %% [markdown]
 # ## One regularisation method at a time
 #
-# **Question**: how much does each method reduce overfitting by itself? **Experiment**: three blocks,
-# now for 40 epochs in which the learning rate falls to zero, since regularisation takes time; once
-# as they are and once with each of these added, with two random seeds, L2 and dropout
-# with one:
+# **Question**: how much does each method reduce overfitting by itself? **Experiment**: three
+# blocks, now for 40 epochs in which the learning rate falls to zero, since regularisation takes
+# time; once as they are and once with each of these added. L2 and dropout were trained with one
+# random seed, all else with two:
 #
 # - **batch normalisation** after each layer: its outputs get mean zero and unit variance over the
 #   batch (when predicting: running averages), then a learnt scale and offset;
@@ -231,14 +232,15 @@ table
 # though it is measured on augmented images and with dropout active, so the network would fit more
 # in a longer training.
 #
-# That takes time to show. After twelve epochs all four stand at 77 to 79 %, below augmentation alone
-# (80 %), and a study that ends there would teach that they are too much of a good thing. In 60
-# epochs, from a higher learning rate and with sharp images at the end, the same network reaches
+# That takes time to show. After twelve epochs all four stand at 77 to 79 %, below augmentation
+# alone (80 %), and a study that ends there would teach that they are too much of a good thing. In
+# 60 epochs, from a higher learning rate and with sharp images at the end, the same network reaches
 # 91 % ([cifar10_model_training.ipynb](cifar10_model_training.ipynb)).
 #
 # Three results differ from the original. Its L2 lost 0.9 points against the 76.5 % that its own
-# notebook printed (its text claimed a gain, over a baseline of 70 %), its batch normalisation gained
-# 5.9 and its dropout 2.5, where ours gain 2.4, 2.5 and 7.0. Two seeds lie up to 1.2 points apart.
+# notebook printed (its text claimed a gain, over a baseline of 70 %), its batch normalisation
+# gained 5.9 and its dropout 2.5, where ours gain 2.4, 2.5 and 7.0. Two seeds lie up to 1.2 points
+# apart.
 
 # %% [markdown]
 # ## What the fast recipe adds
