@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
@@ -10,13 +11,14 @@ from werkzeug.datastructures import MIMEAccept
 from werkzeug.http import parse_accept_header
 from werkzeug.wrappers import Response
 
-from rest_api.classifier import LEAST, percent
+from rest_api import classifier
+from rest_api.classifier import LEAST
 from rest_api.gateway import call_wsgi
 from rest_api.schema import PREDICT
 
 PAGE = "text/html"
 SURE = 0.9  # probability from which a class is named without "probably"
-NO_BREAK = "\u00a0"  # the space that keeps a unit on the line of its number
+percent = partial(classifier.percent, space="\u00a0")  # which keeps the sign on the number's line
 
 
 def with_pages(wsgi: WSGIApplication, templates: Callable[[], Environment]) -> WSGIApplication:
@@ -56,7 +58,7 @@ def shown(answer: dict[str, Any]) -> dict[str, Any]:
             "none": result.get("none_of_these", False),
             "unsure": result.get("uncertain", False),
             "classes": [
-                (each["label"], each["probability"], percent(each["probability"], NO_BREAK))
+                (each["label"], each["probability"], percent(each["probability"]))
                 for rank, each in enumerate(result.get("predictions", []))
                 if rank == 0 or each["probability"] >= LEAST
             ],
@@ -77,4 +79,4 @@ def headline(result: dict[str, Any]) -> str:
         likely = [each["label"] for each in result["predictions"][:2]]
         return f"Not sure: {' or '.join(likely)}"
     probably = "" if best["probability"] >= SURE else "Probably "
-    return f"{probably}{best['label']}, {percent(best['probability'], NO_BREAK)}"
+    return f"{probably}{best['label']}, {percent(best['probability'])}"

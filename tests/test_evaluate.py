@@ -101,7 +101,13 @@ def test_missing_bundle_ends_with_one_clear_line(tmp_path):
 
 def test_bundle_of_other_classes_is_refused():
     scenes = DEFAULT_MODEL.with_name("scenes")
-    assert error_of("training.evaluate", scenes).endswith("not tell CIFAR-10's classes apart.")
+    assert error_of("training.evaluate", scenes).endswith("CIFAR-10's images of 32 pixels.")
+
+
+def test_bundle_of_other_sizes_is_refused(tmp_path):
+    manifest = json.loads((DEFAULT_MODEL / "model.json").read_text()) | {"input_size": 256}
+    (tmp_path / "model.json").write_text(json.dumps(manifest))
+    assert error_of("training.evaluate", tmp_path).endswith("CIFAR-10's images of 32 pixels.")
 
 
 def test_the_engine_that_serves_the_bundle_is_measured(tmp_path):

@@ -61,6 +61,7 @@ def answer_of(command: str, port: int) -> dict:
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")  # runpy's
 def test_commands_lead_from_photos_to_a_service(reader, monkeypatch, capsys):
     steps = iter(COMMANDS)
+    assert next(steps) == "pip install '.[train]'"
     run_module(next(steps), monkeypatch)
     assert "airplane      24" in capsys.readouterr().out
     run_module(next(steps), monkeypatch)

@@ -672,7 +672,7 @@ def test_sizes_of_views_are_refused_where_photos_have_one_size(monkeypatch, caps
     monkeypatch.setattr("sys.argv", ["transfer", "photos", "--views", "stretch:40"])
     with pytest.raises(SystemExit):
         command.parse_arguments()
-    assert "give it by --size" in capsys.readouterr().err
+    assert "set the network's with --size" in capsys.readouterr().err
 
 
 def test_command_says_what_to_serve_in_shell_words(monkeypatch, capsys):
