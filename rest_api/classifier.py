@@ -14,7 +14,7 @@ from rest_api.explain import explain
 from rest_api.sandbox import Budget, load_views
 from rest_api.settings import Settings
 
-LEAST = 0.0005  # probability: 0.1 %, rounded
+LEAST = 0.0005  # probability from which a class is shown: 0.1 %, rounded
 
 
 class Prediction(NamedTuple):
