@@ -1,7 +1,7 @@
 """This server beside others, with the same network: `python -m benchmarks.serving --venvs DIR`.
 
-Its default model, which is shown a second view where it is not sure, is also measured with one
-view, as others are. It is sure of the two small pictures, and not of the large one.
+Its default model, which is shown a second view where the first does not decide, is also measured
+with one view, as others are. The first decides the two small pictures, and not the large one.
 
 Each server is a process of its own on this machine, loaded by wrk (`apt install wrk`; one thread)
 with the form that curl sends. All are measured in turn, round after round, so that a slow minute

@@ -31,7 +31,7 @@ def sections(seen: Comparison, stages: Mapping[str, Mapping[str, float]]) -> lis
         "`python -m benchmarks.serving`.",
         "## Compared with others\n\nThe ratio of our throughput to the other server's, and of its "
         f"median latency to ours ({OURS}: all show the network one view of a picture, but ours as "
-        "shipped a second one where it is not sure, here of the large picture). "
+        "shipped a second one where the first does not decide, here for the large picture). "
         '"refused": one of the two refused over a tenth of the requests.',
         table(
             ["input, connections", "other", "throughput ratio", "median-latency ratio"],

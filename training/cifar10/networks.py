@@ -213,6 +213,5 @@ def dirac_kernel(shape: Sequence[int], rng: np.random.Generator) -> np.ndarray:
 
 def _normalise(inputs: Tensor) -> Tensor:
     mean, variance = list(CIFAR10_MEAN), [value**2 for value in CIFAR10_STD]
-    return layers.Normalization(mean=mean, variance=variance, dtype="float32", name="normalise")(
-        inputs
-    )
+    layer = layers.Normalization(mean=mean, variance=variance, dtype="float32", name="normalise")
+    return layer(inputs)
