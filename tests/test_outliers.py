@@ -1,6 +1,7 @@
 """Outliers: which images are trained on as none of the ten classes, and what is made of them."""
 
 import pickle
+from functools import partial
 
 import keras
 import numpy as np
@@ -10,6 +11,7 @@ from training.augment import Augmentation, random_box, random_light
 from training.cifar10 import outliers, recipes
 from training.cifar10.data import DataError
 from training.ood import log_odds
+from training.synthetic import DRAWINGS, PATTERNS, collage, synthesise
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (200, 32, 32, 3), dtype=np.uint8)
@@ -47,12 +49,13 @@ def test_outliers_are_classes_beyond_the_ten(small_cifar100):
     images, labels = outliers.outliers(outliers.load_cifar100(small_cifar100))
     assert images.shape == (2 * 78 + 31, 32, 32, 3)
     assert labels.min() == 10
-    assert (labels == outliers.MADE).sum() == 31
+    assert (labels == outliers.SYNTHETIC).sum() == 31
     assert labels.max() + 1 == outliers.CLASSES
 
 
-def test_made_images_depend_on_the_seed_alone():
-    first, again, other = (outliers.make(45, IMAGES, seed) for seed in (1, 1, 2))
+def test_synthetic_images_depend_on_the_seed_alone():
+    kinds = *PATTERNS, *DRAWINGS, partial(collage, IMAGES)
+    first, again, other = (synthesise(45, seed, kinds) for seed in (1, 1, 2))
     assert first.shape == (45, 32, 32, 3)
     assert first.dtype == np.uint8
     np.testing.assert_array_equal(first, again)

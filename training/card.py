@@ -82,7 +82,7 @@ def training_of(manifest: Mapping[str, Any]) -> list[str]:
     if "recipe" in training:
         others, data = "", "CIFAR-10 (Krizhevsky 2009) states"
         if "ood" in manifest:
-            others = " and on images of other things, CIFAR-100's and made ones"
+            others = " and on images of other things, CIFAR-100's and synthetic ones"
             data = "CIFAR-10 and CIFAR-100 (Krizhevsky 2009) state"
         return [
             f"Trained from scratch on {training['images']:,} images of CIFAR-10{others}: "
@@ -96,10 +96,19 @@ def training_of(manifest: Mapping[str, Any]) -> list[str]:
         if training["tuned_epochs"]
         else "whose weights were left as they are"
     )
-    return [
+    text = (
         f"A linear classifier on {training['backbone']}, a network with ImageNet's weights, {how}. "
         f"It was trained on {photos['train'] + photos['validation']:,} photos; {photos['test']:,} "
         "others, none of them a near-duplicate of these, were kept for the figures."
+    )
+    background = training["background"]
+    if not background["train"]:
+        return [text]
+    return [
+        text,
+        f"{background['train'] + background['validation']:,} pictures of other things, some of "
+        "them synthetic, were one more class in training, which is never answered; "
+        f"{background['test']:,} others were kept for the figures.",
     ]
 
 

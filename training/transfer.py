@@ -40,9 +40,9 @@ def parse_arguments() -> argparse.Namespace:
     views = "of a photo, whose logits are averaged, such as stretch center_crop:mirrored (stretch)"
     stretch = [View("stretch")]
     add("--views", nargs="+", type=parse_view, default=stretch, metavar="VIEW", help=views)
-    add("--background", type=Path, help="photos of anything else, to be rejected")
-    others = "folders of photos of anything else, only to measure what is made of them"
-    add("--others", type=Path, nargs="+", default=[], metavar="DIR", help=others)
+    folders: dict[str, Any] = {"type": Path, "nargs": "+", "default": [], "metavar": "DIR"}
+    add("--background", **folders, help="folders of photos of anything else, to be rejected")
+    add("--others", **folders, help="the same, only to measure what is made of them")
     add("--source", default="", help="for the card: where the photos are from, and their licence")
     add(
         "--engines",

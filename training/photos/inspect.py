@@ -79,7 +79,7 @@ def survey(folder: Path) -> Survey:
     return Survey(photos, skipped, notes(photos))
 
 
-def check_groups(groups: int, folder: Path) -> None:
+def check_groups(groups: int, folder: Path | str) -> None:
     """Raise PhotosError where the near-duplicates in a folder leave a part of the split empty."""
     if groups < len(SHARES):
         raise PhotosError(

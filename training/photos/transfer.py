@@ -19,6 +19,7 @@ import keras
 import msgspec
 import numpy as np
 from matplotlib.figure import Figure
+from PIL import Image
 
 from rest_api.bundle import FILENAMES, Engine, Resize, View, load_bundle
 from training import plots
@@ -27,7 +28,7 @@ from training.card import card, write_card
 from training.checkpoint import RunError, versions
 from training.explanations import faithful
 from training.export import calibrate, change_manifest, export, refuse_other_folder
-from training.files import replacing_folder
+from training.files import replacing, replacing_folder
 from training.ood import log_odds, mahalanobis
 from training.photos import COVERAGE, head, inspect, tuning
 from training.photos.backbones import BACKBONES, DEFAULT, load_backbone
@@ -42,11 +43,13 @@ from training.photos.features import (
 )
 from training.photos.inspect import MIN_PHOTOS, Part, Photo, PhotosError, Survey
 from training.photos.report import examine, write_report
+from training.synthetic import synthesise
 
 CALIBRATION = 100  # training photos that the ranges of integers are taken from
 EXPLAINED = 200  # photos on which class activation maps are tried
 MAX_COMPARED = 500  # test photos on which the exported formats are compared
 FOLDS = 5  # of the photos on which thresholds are fitted
+SYNTHETIC = 64  # images among the background
 BACKGROUND = "(background)"  # the label of photos that belong to no class
 
 
@@ -70,22 +73,38 @@ class Dataset:
         return np.array([ids[photo.label] for photo in photos])
 
 
-def gather(folder: Path, background: Path | None, seed: int) -> tuple[Survey, Dataset]:
-    """Inspect and split the photos of the classes and of the background. Raises PhotosError."""
+def gather(
+    folder: Path, background: Sequence[Path], seed: int, runs: Path
+) -> tuple[Survey, Dataset]:
+    """Inspect and split the photos of the classes and of the folders of the background, to whose
+    training photos synthetic ones are added. Raises PhotosError."""
     found = inspect.survey(folder)
     parts = inspect.split(found.photos, seed)
     if background:
-        others, _ = inspect.deduplicate(photos_of_nothing(background))
+        others = [photo for each in background for photo in photos_of_nothing(each)]
+        others, _ = inspect.deduplicate(others)
         together = inspect.group_near_duplicates([*found.photos, *others])
-        check_apart(together, background)
+        names = " and ".join(map(str, background))
+        check_apart(together, names)
         others = [photo for photo in together if photo.label == BACKGROUND]
-        inspect.check_groups(len({photo.group for photo in others}), background)
+        inspect.check_groups(len({photo.group for photo in others}), names)
         for part, some in inspect.split(others, seed).items():
             parts[part] += some
+        parts["train"] += synthetic_photos(runs / "synthetic")
     return found, Dataset(found.labels, parts)
 
 
-def check_apart(photos: Sequence[Photo], background: Path) -> None:
+def synthetic_photos(folder: Path) -> list[Photo]:
+    """Plain colours, noise and the like, written into the folder: a background of photos alone
+    lets them pass."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, pixels in enumerate(synthesise(SYNTHETIC, seed=0)):
+        with replacing(folder / f"{number:02}.png") as part:
+            Image.fromarray(pixels).save(part, "png")
+    return inspect.group_near_duplicates(photos_of_nothing(folder))
+
+
+def check_apart(photos: Sequence[Photo], background: str) -> None:
     """Raise PhotosError where photos of classes and of the background are near-duplicates: they
     would be trained on under both labels, and lie on both sides of the split."""
     groups = inspect.group_by(photos, "group").values()
@@ -353,7 +372,7 @@ def transfer(
     width: float = 1.0,
     image_size: int | None = None,
     views: Sequence[View] = (View("stretch"),),
-    background: Path | None = None,
+    background: Sequence[Path] = (),
     others: Sequence[Path] = (),
     source: str = "",
     tuning: bool = True,
@@ -366,17 +385,17 @@ def transfer(
 ) -> tuple[dict[str, Any], dict[str, Figure]]:
     """Train on a folder of photos, write the bundle with its card and, in `runs`, a report.
 
-    `background` is trained with as what is of no class, `others` are folders of such photos that
-    measure what is made of them. `coverage` is the fraction of known photos that the thresholds
-    let pass. `source` is what the card says of the photos' origin, `compute` what computes
-    features. Returns the report's figures and its plots by caption. Raises PhotosError,
+    `background` are folders of photos of no class, which are trained with as such; `others` only
+    measure what is made of such photos. `coverage` is the fraction of known photos that the
+    thresholds let pass. `source` is what the card says of the photos' origin, `compute` what
+    computes features. Returns the report's figures and its plots by caption. Raises PhotosError,
     WeightsError, RunError and ExportError; then no bundle is written.
     """
     started = time.perf_counter()
     destination = destination.absolute()  # "." has no name
     refuse_other_folder(destination)
-    found, dataset = gather(folder, background, seed)
-    inspect.by_name([background, *others] if background else others)  # or one would be lost
+    inspect.by_name([*background, *others])  # or one would be lost
+    found, dataset = gather(folder, background, seed, runs)
     ood_photos = {path.name: photos_of_nothing(path) for path in others}
     text = inspect.report(found, seed)
     print(text, flush=True)
@@ -399,8 +418,10 @@ def transfer(
             calibration=served(known, image_size, [View(task.resize)])[0],
             saved_model=saved_model,
         )
-        if background:
-            ood_photos |= {background.name: dataset.background("test")}
+        unseen = dataset.background("test")
+        for each in background:
+            if inside := [photo for photo in unseen if photo.path.is_relative_to(each)]:
+                ood_photos[each.name] = inside
         bundle = load_bundle(bundle_folder)
         explained = some_of(dataset.photos(*dataset.parts), EXPLAINED)
         if faithful(bundle, [photo.path for photo in explained]):
