@@ -115,17 +115,3 @@ def test_augmentation_is_a_function_of_the_generator(images, augmentation):
 def test_no_augmentation_changes_nothing(images, rng):
     assert augment.augment(images, Augmentation(), rng) is images
     assert not augment.flips(50, Augmentation(), 0, 0, rng).any()
-
-
-def test_shrinking_by_matrix_products_is_resizing(images):
-    shrunk = augment.shrink(images, 24)
-    assert shrunk.shape == (50, 24, 24, 3)
-    assert abs(shrunk - augment.resize(images, 24)).max() <= 1.01  # that rounds, twice
-    assert augment.shrink(images, 32) is images
-
-
-def test_crop_at_full_size_comes_before_shrinking(images):
-    augmentation = Augmentation(crop=2, crop_first=True)
-    cropped = augment.augment(images, augmentation, np.random.default_rng(0), 24)
-    expected = augment.random_crop(images, 2, np.random.default_rng(0))
-    np.testing.assert_allclose(cropped, augment.shrink(expected, 24))

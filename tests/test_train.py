@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from tests.support import ROOT
 from training import metrics
 from training import train as cli
 from training.augment import Augmentation
-from training.checkpoint import restore_checkpoint
+from training.checkpoint import TrainState, restore_checkpoint, save_checkpoint
 from training.cifar10 import recipes, train
 from training.cifar10.networks import vgg
 
@@ -202,11 +203,17 @@ def test_output_that_cannot_be_written_is_refused_before_data_are_loaded(quick, 
 
 
 @pytest.mark.parametrize("steps_per_epoch", [1, 2, 7, 22, 351])
-def test_least_epochs_that_the_refusal_names_are_a_step(steps_per_epoch):
+def test_least_epochs_that_the_refusal_names_are_a_step(quick, steps_per_epoch):
     with pytest.raises(train.RunError) as refusal:
-        train.steps_in(0, steps_per_epoch)
+        train.steps_of_epochs(quick, 0, steps_per_epoch)
     least = float(str(refusal.value).split()[-1].removesuffix("."))
-    assert train.steps_in(least, steps_per_epoch) <= 2
+    (steps,) = train.steps_of_epochs(quick, least, steps_per_epoch)
+    assert 1 <= steps <= 2
+
+
+def test_last_epoch_may_be_a_part_of_one(quick):
+    assert train.steps_of_epochs(quick, 2.5, 22) == [22, 22, 11]
+    assert train.steps_of_epochs(replace(quick, hardest={0: 1, 1: 0.6}), 2.5, 20) == [20, 12, 6]
 
 
 def test_one_step_of_fast94_has_a_finite_loss_and_leaves_no_dtype_policy_behind(data, tmp_path):
@@ -306,22 +313,46 @@ def test_layer_that_the_optimizer_leaves_alone_needs_no_gradient(data, tmp_path)
         np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
 
 
-def test_lookahead_averages_in_its_last_epochs_alone(quick, data, tmp_path):
-    recipe = replace(quick, network=partial(vgg, 1), batch_size=16)  # four steps an epoch
-    steps = {
-        "without": {},
-        "never": {"lookahead": 2, "lookahead_epochs": 0},
-        "late": {"lookahead": 2, "lookahead_epochs": 0.5},
-    }
-    weights = {
-        name: train.train(replace(recipe, **change), data, None, tmp_path / name)[0].get_weights()
-        for name, change in steps.items()
-    }
-    for expected, found in zip(weights["without"], weights["never"], strict=True):
+def test_hardest_images_are_those_of_the_largest_losses():
+    losses = np.array([0.1, np.inf, 0.3, 0.2], np.float32)
+    assert train.hardest(losses, 2).tolist() == [False, True, True, False]
+
+
+def test_epochs_that_show_a_share_show_the_images_of_the_largest_losses(
+    quick, data, tmp_path, monkeypatch
+):
+    # Steps of 16 of 64 images: four in the first epoch, then two.
+    recipe = replace(quick, network=partial(vgg, 1), batch_size=16, hardest={0: 1, 1: 0.5})
+    shown, batches_of_epoch = [], train.batches_of_epoch
+
+    def recorded(*arguments: object, **options: object) -> Iterator[train.Batch]:
+        for batch in batches_of_epoch(*arguments, **options):
+            shown.append(batch[2])
+            yield batch
+
+    monkeypatch.setattr(train, "batches_of_epoch", recorded)
+    network, state = train.train(recipe, data, None, tmp_path / "whole", epochs=3)
+    assert state.step == len(shown) == 4 + 2 + 2
+    assert sorted(np.concatenate(shown[:4])) == list(range(64))
+    second = {*np.concatenate(shown[4:6])}
+    assert len(second) == 32
+    assert float(network.optimizer.learning_rate) == pytest.approx(8e-5)  # of the last steps
+
+    def stopped(path: Path, network: keras.Model, state: TrainState, averages: dict) -> None:
+        save_checkpoint(path, network, state, averages)
+        if state.epoch == 1:
+            left_out = {*range(64)} - second
+            least = min(state.losses[image] for image in second)
+            assert max(state.losses[image] for image in left_out) <= least
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "save_checkpoint", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        train.train(recipe, data, None, tmp_path / "stopped", epochs=3)
+    continued, again = train.train(recipe, data, None, tmp_path / "stopped", epochs=3)
+    assert again.losses == state.losses
+    for expected, found in zip(network.get_weights(), continued.get_weights(), strict=True):
         np.testing.assert_array_equal(found, expected)
-    assert any(
-        not np.array_equal(a, b) for a, b in zip(weights["without"], weights["late"], strict=True)
-    )
 
 
 def test_averaged_network_has_the_mean_weights_of_the_last_steps(

@@ -17,7 +17,6 @@ class Augmentation:
 
     flip: Literal["none", "random", "alternating"] = "none"
     crop: int = 0  # pixels of reflect padding to crop from, on each side
-    crop_first: bool = False  # at full size, before images are shrunk to the size of the epoch
     rotation: float = 0.0  # degrees, each way
     shift: float = 0.0  # fraction of the side, each way, in both directions
     cutout: int = 0  # side in pixels of the grey square
@@ -26,11 +25,6 @@ class Augmentation:
     unzoomed: float = 0.0  # fraction of the images that are cropped only
     light: float = 0.0  # how far contrast, saturation, brightness and tint vary
     sharpness: float = 0.0  # at most this much of an image's detail is taken away or added
-
-    @property
-    def resizes(self) -> bool:
-        """Whether `augment` takes images of full size, and resizes them."""
-        return self.boxes or self.crop_first
 
     @property
     def boxes(self) -> bool:
@@ -60,18 +54,6 @@ def random_crop(images: np.ndarray, pixels: int, rng: np.random.Generator) -> np
         here = (top == y) & (left == x)
         cropped[here] = padded[here, y : y + height, x : x + width]
     return cropped
-
-
-def shrink(images: np.ndarray, image_size: int) -> np.ndarray:
-    """As `resize`, but of float32 images, and many times as fast: two matrix products."""
-    if images.shape[1] == image_size:
-        return images
-    identity = Image.fromarray(np.eye(images.shape[1], dtype=np.float32))
-    size, bilinear = (images.shape[1], image_size), Image.Resampling.BILINEAR
-    weights = np.asarray(identity.resize(size, bilinear))  # (image_size, side)
-    n, side, _, channels = images.shape
-    rows = weights @ images.reshape(n, side, -1).astype(np.float32)  # (N, image_size, side * C)
-    return weights @ rows.reshape(n, image_size, side, channels)
 
 
 def random_affine(
@@ -180,14 +162,12 @@ def augment(
 ) -> np.ndarray:
     """Apply everything but the flips, which depend on the epoch, to a batch.
 
-    Boxes are cut, and `crop_first` crops, out of images of any size; all else takes images of
-    `image_size`.
+    Boxes are cut out of images of any size; all else takes images of `image_size`.
     """
     if augmentation.boxes:
         images = random_box(images, image_size, augmentation, rng)
     elif augmentation.crop:
         images = random_crop(images, augmentation.crop, rng)
-        images = shrink(images, image_size) if augmentation.crop_first else images
     if augmentation.rotation or augmentation.shift:
         images = random_affine(images, augmentation.rotation, augmentation.shift, rng)
     if augmentation.cutout:

@@ -44,6 +44,7 @@ class TrainState:
     step: int = 0  # finished optimizer steps
     seconds: float = 0.0  # wall-clock time of the finished epochs, over all sittings
     history: list[dict[str, float]] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)  # each image's when it was last shown
 
 
 def save_checkpoint(

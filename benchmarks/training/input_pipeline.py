@@ -56,7 +56,7 @@ def pipelines(images: np.ndarray) -> Iterator[list[str]]:
         recipe = recipes.load(name)
         recipe = replace(recipe, dtype=train.dtype_of(recipe))  # the same at all sizes
         for size in sorted(set(recipe.resolution.values())):
-            given = images if recipe.augmentation.resizes else augment.resize(images, size)
+            given = images if recipe.augmentation.boxes else augment.resize(images, size)
             batches = endless_batches(recipe, given, size)
             pipeline = images_per_second(lambda batches=batches: next(batches)[0])
             step = speed.images_per_second(recipe, size)

@@ -2,7 +2,6 @@
 
 from collections import defaultdict
 from dataclasses import replace
-from math import ceil
 
 import keras
 import numpy as np
@@ -54,6 +53,7 @@ def pflop(recipe: Recipe, images: int = 50_000) -> float:
     network = recipe.network()
     steps_per_epoch = round(images * (1 + recipe.outliers)) // recipe.batch_size
     shown: dict[int, int] = defaultdict(int)  # {image size: images}
-    for step in range(ceil(steps_per_epoch * recipe.epochs)):
-        shown[train.image_size_of_epoch(recipe, step // steps_per_epoch)] += recipe.batch_size
+    steps_of_epoch = train.steps_of_epochs(recipe, recipe.epochs, steps_per_epoch)
+    for epoch, steps in enumerate(steps_of_epoch):
+        shown[train.image_size_of_epoch(recipe, epoch)] += steps * recipe.batch_size
     return sum(n * gflop_per_image(network, size) for size, n in shown.items()) / 1e6

@@ -19,7 +19,10 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras import KerasTensor as Tensor
+from keras import ops
 from keras.layers import BatchNormalization
+from keras.losses import categorical_crossentropy
 from tqdm import tqdm
 
 from training import augment, metrics, plots
@@ -42,6 +45,7 @@ from training.precision import fastest_dtype, on_accelerator
 AVERAGE_EVERY = 5  # steps
 STATISTICS_BATCHES = 20  # of which BatchNorm's statistics are taken for averaged weights
 STEPS_IN_A_GRAPH = 8  # on an accelerator, where Python's part of each step counts
+Batch = tuple[np.ndarray, np.ndarray, np.ndarray]  # images, one-hot labels, positions
 HISTORY, CURVES, RESULT = "history.csv", "curves.png", "result.json"
 
 
@@ -70,9 +74,10 @@ def train(
     drawn = min(round(recipe.outliers * len(images)), len(others[1])) if others else 0
     batch_size = min(recipe.batch_size, len(images))
     steps_per_epoch = (len(images) + drawn) // batch_size
-    total_steps = steps_in(epochs, steps_per_epoch)
+    steps_of_epoch = steps_of_epochs(recipe, epochs, steps_per_epoch)
+    total_steps = sum(steps_of_epoch)
 
-    network = build(recipe, images, seed, steps_per_epoch, epochs)
+    network = build(recipe, images, seed, steps_per_epoch, total_steps / steps_per_epoch)
     kept = {"lookahead": recipe.lookahead, "mean": recipe.averaged}
     averages = {name: network.get_weights() for name, wanted in kept.items() if wanted}
     settings = {"seed": seed, "epochs": epochs, "images": len(images), "dtype": recipe.dtype}
@@ -83,16 +88,13 @@ def train(
         write_history(run / HISTORY, state.history)  # it may lack the epoch of the checkpoint
     first, before = state.epoch, state.seconds
 
-    begin = total_steps - recipe.lookahead_epochs * steps_per_epoch
     averaged = max(1, round(recipe.averaged * total_steps / AVERAGE_EVERY))  # sets of weights
     ends: list[float] = []  # of the epoch's steps
 
     def after_step() -> None:
         state.step += 1
         if recipe.lookahead and state.step % recipe.lookahead == 0:
-            # Before, the average is the weights themselves.
-            done = state.step / total_steps if state.step > begin else 0
-            look_ahead(network, averages["lookahead"], done)
+            look_ahead(network, averages["lookahead"], state.step / total_steps)
         to_come, rest = divmod(total_steps - state.step, AVERAGE_EVERY)
         if recipe.averaged and to_come < averaged and not rest:
             update_average(averages["mean"], network, 1 / (averaged - to_come))
@@ -101,14 +103,17 @@ def train(
 
     done = state.step * batch_size
     bar = tqdm(total=total_steps * batch_size, initial=done, unit="img", disable=None)
+    losses = np.array(state.losses or np.full(len(images) + drawn, inf), np.float32)
     train_steps = fit_steps if on_accelerator() else single_steps
+    if selective(recipe):
+        train_steps = partial(single_steps, losses=losses)
     for epoch in range(first, ceil(epochs)):
         image_size, frozen = phase = phase_of_epoch(recipe, epoch)
         if epoch == first or phase != phase_of_epoch(recipe, epoch - 1):
             for name in frozen:
                 network.get_layer(name).trainable = False
             network.make_train_function(force=True)  # one graph for each phase: fixed shapes
-            size = images.shape[1] if recipe.augmentation.resizes else image_size
+            size = images.shape[1] if recipe.augmentation.boxes else image_size
             known = augment.resize(images, size), labels
             unknown = (augment.resize(others[0], size), others[1]) if others else None
         shown = outliers.draw(known, unknown, drawn, epoch, seed) if unknown else known
@@ -124,9 +129,12 @@ def train(
             network.output_shape[-1],
         )
         bar.set_description(f"epoch {epoch + 1}/{ceil(epochs)}")
-        steps = min(steps_per_epoch, total_steps - state.step)
+        steps = steps_of_epoch[epoch]
         ends.clear()
-        figures = train_steps(network, make_batches(), steps, after_step, bar)
+        losses[len(images) :] = inf  # outliers, which are others in each epoch
+        wanted = hardest(losses, steps * batch_size) if selective(recipe) else None
+        batches = islice(make_batches(wanted=wanted), steps)
+        figures = train_steps(network, batches, steps, after_step, bar)
         if state.step == total_steps:
             for average in averages.values():
                 network.set_weights(average)
@@ -134,6 +142,8 @@ def train(
                 set_statistics(network, islice(make_batches(), STATISTICS_BATCHES))
 
         figures |= validate(network, validation) if validation else {}
+        if selective(recipe):
+            state.losses = losses.tolist()
         state.epoch = epoch + 1
         state.seconds = round(before + time.perf_counter() - started, 1)
         row = {
@@ -161,29 +171,40 @@ def dtype_of(recipe: Recipe, checkpoint: Path | None = None) -> str:
     return fastest_dtype(recipe.network())
 
 
-def steps_in(epochs: float, steps_per_epoch: int) -> int:
-    """The optimizer steps of a training. Raises RunError where there is not one."""
+def steps_of_epochs(recipe: Recipe, epochs: float, steps_per_epoch: int) -> list[int]:
+    """The optimizer steps of each epoch, of which the last may be a part of one.
+
+    Raises RunError where there is not one step.
+    """
     if not 1 <= steps_per_epoch * epochs < inf:
         least = ceil(1000 / steps_per_epoch) / 1000
         raise RunError(
             f"Cannot train for {epochs:g} epochs: an epoch has {steps_per_epoch} steps, "
             f"so give a number of at least {least:g}."
         )
-    return ceil(steps_per_epoch * epochs)
+    shares = (share_of_epoch(recipe, epoch) for epoch in range(ceil(epochs)))
+    whole = [max(1, int(share * steps_per_epoch)) for share in shares]
+    return [*whole[:-1], ceil(whole[-1] * (epochs - len(whole) + 1))]
 
 
 def single_steps(
     network: keras.Model,
-    batches: Iterator[Split],
+    batches: Iterator[Batch],
     steps: int,
     after_step: Callable[[], None],
     bar: tqdm,
+    losses: np.ndarray | None = None,
 ) -> dict[str, float]:
-    """Train on so many batches, one after the other; returns their mean loss and accuracy."""
+    """Train on so many batches, one after the other; returns their mean loss and accuracy.
+
+    The images' `losses` are updated, if the network has the metric LossOfEach.
+    """
     sums = {"loss": 0.0, "accuracy": 0.0}
-    for done, (images, targets) in enumerate(islice(batches, steps), start=1):
+    for done, (images, targets, chosen) in enumerate(batches, start=1):
         network.reset_metrics()
         logs = network.train_on_batch(images, targets, return_dict=True)
+        if losses is not None:
+            losses[chosen] = logs[LossOfEach.NAME]
         after_step()
         sums = {key: total + float(logs[key]) for key, total in sums.items()}
         bar.set_postfix({key: f"{sums[key] / done:.3f}" for key in sums}, refresh=False)
@@ -192,7 +213,7 @@ def single_steps(
 
 def fit_steps(
     network: keras.Model,
-    batches: Iterator[Split],
+    batches: Iterator[Batch],
     steps: int,
     after_step: Callable[[], None],
     bar: tqdm,
@@ -209,7 +230,7 @@ def fit_steps(
 
     callback = keras.callbacks.LambdaCallback(on_train_batch_end=after_group)
     fitted = network.fit(
-        (batch for batch in islice(batches, steps)),  # or the last group would go on
+        (batch[:2] for batch in batches),
         steps_per_epoch=steps,
         shuffle=False,
         verbose=0,
@@ -242,10 +263,12 @@ def build(
         from_logits=True, label_smoothing=recipe.label_smoothing
     )
     optimizer = recipe.optimizer(steps_per_epoch, epochs)
-    # Lookahead comes between two steps.
-    steps = STEPS_IN_A_GRAPH if on_accelerator() and not recipe.lookahead else 1
+    each = [LossOfEach(min(recipe.batch_size, len(images)))] if selective(recipe) else []
+    # Lookahead comes between two steps, and so does the loss of each image.
+    grouped = on_accelerator() and not recipe.lookahead and not selective(recipe)
+    steps = STEPS_IN_A_GRAPH if grouped else 1
     # XLA is left to Keras: it takes it on a GPU, but not on a CPU, where oneDNN is faster.
-    network.compile(optimizer, loss, metrics=["accuracy"], steps_per_execution=steps)
+    network.compile(optimizer, loss, metrics=["accuracy", *each], steps_per_execution=steps)
     network.optimizer.build(network.trainable_variables)  # with loss scaling, if float16 needs it
     return network
 
@@ -259,20 +282,60 @@ def batches_of_epoch(
     seed: int,
     image_size: int = 32,
     classes: int = len(LABELS),
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Augmented batches of one epoch, a function of seed and epoch alone.
+    wanted: np.ndarray | None = None,
+) -> Iterator[Batch]:
+    """Augmented batches of one epoch, a function of seed, epoch and `wanted` alone.
 
-    Yields images (B, H, W, 3) and one-hot labels (B, classes) float32; a last, smaller batch
-    is left out.
+    `wanted` (N,) bool leaves images out. Yields images (B, H, W, 3), one-hot labels (B, classes)
+    float32 and the images' positions (B,); a last, smaller batch is left out.
     """
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(len(images))
+    order = order if wanted is None else order[wanted[order]]
     mirrored = augment.flips(len(images), augmentation, epoch, seed, rng)
     one_hot = np.eye(classes, dtype=np.float32)
     for start in range(0, len(order) - batch_size + 1, batch_size):
         chosen = order[start : start + batch_size]
         batch = augment.flip(images[chosen], mirrored[chosen])
-        yield augment.augment(batch, augmentation, rng, image_size), one_hot[labels[chosen]]
+        batch = augment.augment(batch, augmentation, rng, image_size)
+        yield batch, one_hot[labels[chosen]], chosen
+
+
+class LossOfEach(keras.metrics.Metric):
+    """The cross-entropies (B,) of the images of the last batch, for `hardest`."""
+
+    NAME = "loss_of_each"
+
+    def __init__(self, batch_size: int):
+        super().__init__(name=self.NAME)
+        self.losses = self.add_variable((batch_size,), "zeros", name="losses")
+
+    def update_state(self, targets: Tensor, logits: Tensor, sample_weight: None = None) -> None:
+        self.losses.assign(categorical_crossentropy(targets, logits, from_logits=True))
+
+    def result(self) -> Tensor:
+        return ops.convert_to_tensor(self.losses)
+
+
+def selective(recipe: Recipe) -> bool:
+    """Whether some epochs show a part of the images alone."""
+    return min(recipe.hardest.values()) < 1
+
+
+def share_of_epoch(recipe: Recipe, epoch: int) -> float:
+    """The fraction of the training images that the epoch shows."""
+    return recipe.hardest[max(start for start in recipe.hardest if start <= epoch)]
+
+
+def hardest(losses: np.ndarray, number: int) -> np.ndarray:
+    """Which images have so many of the largest losses, (N,) bool.
+
+    A loss is that of the image when it was last shown, so one that is left out comes up again
+    when the others' have fallen below it (Jiang et al. 2019, arXiv:1910.00762, "stale").
+    """
+    wanted = np.zeros(len(losses), bool)
+    wanted[np.argsort(-losses, kind="stable")[:number]] = True
+    return wanted
 
 
 def image_size_of_epoch(recipe: Recipe, epoch: int) -> int:
@@ -303,7 +366,7 @@ def update_average(average: list[np.ndarray], network: keras.Model, share: float
         average[i] = (1 - share) * average[i] + share * weights
 
 
-def set_statistics(network: keras.Model, batches: Iterator[Split]) -> None:
+def set_statistics(network: keras.Model, batches: Iterator[Batch]) -> None:
     """Set BatchNorm's moving statistics to their mean over batches.
 
     Those of averaged weights are not the average of statistics (Izmailov et al. 2018,
@@ -311,7 +374,7 @@ def set_statistics(network: keras.Model, batches: Iterator[Split]) -> None:
     """
     norms = [each for each in network.layers if isinstance(each, BatchNormalization)]
     momenta = [norm.momentum for norm in norms]
-    for number, (images, _) in enumerate(batches, start=1):
+    for number, (images, *_) in enumerate(batches, start=1):
         for norm in norms:
             norm.momentum = 1 - 1 / number  # the running mean of all so far
         network(images, training=True)

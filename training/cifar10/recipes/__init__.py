@@ -6,7 +6,6 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from math import inf
 from typing import TYPE_CHECKING
 
 from rest_api.bundle import View
@@ -31,9 +30,10 @@ class Recipe:
     sharp_epochs: int = 0  # at the end, without rotation and shift, which blur
     label_smoothing: float = 0.0
     lookahead: int = 0  # steps between two averagings of the weights; 0 for none
-    lookahead_epochs: float = inf  # at the end, in which the weights are averaged
     averaged: float = 0.0  # the last fraction of training: the network gets their mean weights
     resolution: Mapping[int, int] = field(default_factory=lambda: {0: 32})  # {from epoch: pixels}
+    # {from epoch: fraction of the images that it shows, those of the largest losses}
+    hardest: Mapping[int, float] = field(default_factory=lambda: {0: 1.0})
     # {layer: epoch from which the optimizer leaves it alone}: no gradient is computed for it then.
     frozen: Mapping[str, int] = field(default_factory=dict)
     views: tuple[View, ...] = (View("stretch"), View("center_crop", mirror=True))  # as served

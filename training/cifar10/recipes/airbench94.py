@@ -16,7 +16,7 @@ BATCH = 1024  # images
 
 
 def optimizer(steps_per_epoch: int, epochs: float, bias_scale: float = 64) -> AirbenchSGD:
-    steps = int(steps_per_epoch * epochs)
+    steps = round(steps_per_epoch * epochs)
     return AirbenchSGD(
         PiecewiseLinear(11.5, [(0, 0.2), (0.23 * steps, 1), (steps, 0.07)]),
         batch_size=BATCH,

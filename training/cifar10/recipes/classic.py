@@ -24,7 +24,7 @@ def network() -> keras.Model:
 
 
 def optimizer(steps_per_epoch: int, epochs: float) -> keras.optimizers.Adam:
-    return keras.optimizers.Adam(piecewise_constant(RATES, int(steps_per_epoch * epochs)))
+    return keras.optimizers.Adam(piecewise_constant(RATES, round(steps_per_epoch * epochs)))
 
 
 recipe = Recipe(

@@ -17,7 +17,7 @@ BATCH = 2000  # images
 def optimizer(steps_per_epoch: int, epochs: float) -> AirbenchMuon:
     return AirbenchMuon(
         # From the peak straight down to nothing.
-        PiecewiseLinear(6.5, [(0, 1), (int(steps_per_epoch * epochs), 0)]),
+        PiecewiseLinear(6.5, [(0, 1), (round(steps_per_epoch * epochs), 0)]),
         batch_size=BATCH,
         filter_rate=0.24,  # of the convolutions, at the peak
         filter_momentum=0.6,
