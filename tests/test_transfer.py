@@ -393,42 +393,44 @@ def test_pictures_like_the_background_and_plain_ones_are_none_of_these(
     unseen = [int(rows[f"photos of other things, {name}: answered"]) for name in ("some", "more")]
     counts = model.bundle.manifest["training"]["background"]
     assert sum(unseen) == counts["test"]
-    assert sum(counts.values()) == 40 + transfer.SYNTHETIC
+    assert sum(counts.values()) == 40 + transfer.SYNTHETIC_PHOTOS
     assert f"{counts['train'] + counts['validation']} pictures of other things" in bundle.joinpath(
         "CARD.md"
     ).read_text(encoding="utf-8")
-    plain = io.BytesIO()
-    Image.new("RGB", (64, 64), (40, 90, 200)).save(plain, "png")
-    assert model.classify(plain.getvalue()).none_of_these
+    grey = io.BytesIO()
+    Image.new("RGB", (64, 64), (128, 128, 128)).save(grey, "png")
+    assert model.classify(grey.getvalue()).none_of_these
 
 
-def test_synthetic_pictures_are_trained_on_and_are_no_near_duplicates_of_photos(photos, tmp_path):
-    for i in range(12):
-        Image.fromarray(coloured(900 + i, 2)).save(tmp_path / f"{i}.png")
-    runs = tmp_path / ".runs"  # hidden: not of the background
-    Image.new("RGB", (64, 64), (40, 90, 200)).save(photos / "red" / "plain.png")
-    _, dataset = transfer.gather(photos, [tmp_path], 0, runs)
-    (photos / "red" / "plain.png").unlink()
-    synthetic = {path.name for path in (runs / "synthetic").iterdir()}
-    assert len(synthetic) == transfer.SYNTHETIC
-    trained = dataset.background("train")
-    assert {p.path.name for p in trained if p.path.parent.name == "synthetic"} == synthetic
-    assert not [p for p in dataset.background("validation", "test") if "synthetic" in p.path.parts]
+def test_synthetic_pictures_show_plain_colours_among_others(tmp_path):
+    photos = transfer.synthetic_photos(tmp_path / "synthetic")
+    assert len(photos) == len({photo.digest for photo in photos}) == transfer.SYNTHETIC_PHOTOS
+    pixels = [np.asarray(Image.open(photo.path), float) for photo in photos]
+    assert min(each.std((0, 1)).max() for each in pixels) == 0
+    assert max(each.std((0, 1)).max() for each in pixels) > 80
+    again = transfer.synthetic_photos(tmp_path / "again")
+    assert [photo.digest for photo in again] == [photo.digest for photo in photos]
+
+
+@pytest.mark.parametrize("inside", [".", "some"])
+def test_folders_that_are_or_lie_in_another_are_refused(photos, tmp_path, inside):
+    others = tmp_path / inside
+    with pytest.raises(PhotosError, match=rf"^{tmp_path} lies in {others}|{others} lies in"):
+        transfer.transfer(photos, tmp_path / "b", background=[tmp_path], others=[others])
+    with pytest.raises(PhotosError, match=f"^{photos / 'red'} lies in {photos}. Give folders"):
+        transfer.transfer(photos, tmp_path / "b", others=[photos / "red"])
 
 
 def test_photos_of_the_classes_are_refused_in_the_background(photos, tmp_path):
     for i in range(12):
         Image.fromarray(coloured(900 + i, 2)).save(tmp_path / f"{i}.png")
-    runs = tmp_path / ".runs"  # hidden: not of the background
-    _, dataset = transfer.gather(photos, [tmp_path], 0, runs)
-    assert len(dataset.background(*dataset.parts)) == 12 + transfer.SYNTHETIC
+    _, dataset = transfer.gather(photos, [tmp_path], 0)
+    assert len(dataset.background(*dataset.parts)) == 12
     with Image.open(photos / "red" / "3.png") as image:
         image.resize((192, 144)).save(tmp_path / "larger.png")
     (tmp_path / "same.png").write_bytes((photos / "green" / "5.png").read_bytes())
-    with pytest.raises(
-        PhotosError, match="holds 2 near-duplicates of photos of the classes"
-    ) as raised:
-        transfer.gather(photos, [tmp_path], 0, runs)
+    with pytest.raises(PhotosError, match="2 near-duplicates of photos of the classes") as raised:
+        transfer.gather(photos, [tmp_path], 0)
     pairs = {tuple(sorted(line.strip().split(", "))) for line in str(raised.value).split("\n")[1:]}
     ours = {"larger.png": photos / "red" / "3.png", "same.png": photos / "green" / "5.png"}
     assert pairs == {tuple(sorted([str(tmp_path / a), str(b)])) for a, b in ours.items()}
@@ -436,7 +438,7 @@ def test_photos_of_the_classes_are_refused_in_the_background(photos, tmp_path):
 
 def task_of(photos: Path, runs: Path, seed: int = 0, *, fine_tune: bool = True) -> transfer.Task:
     """A task of the small backbone, on the split of seed 0."""
-    _, dataset = transfer.gather(photos, [], 0, Path())
+    _, dataset = transfer.gather(photos, [], 0)
     return transfer.Task(
         dataset, small_backbone(), SIDE, (View("stretch"),), fine_tune, 0.97, seed, runs
     )
@@ -463,7 +465,7 @@ def test_both_thresholds_are_fitted_on_the_mean_over_views(photos, tmp_path, mon
     assert model.bundle.views == views
     assert model.bundle.ood is not None
     assert model.bundle.threshold == 0  # too few photos to say
-    parts = transfer.gather(photos, [], 0, Path())[1].parts["validation"]
+    parts = transfer.gather(photos, [], 0)[1].parts["validation"]
     answered = [not model.classify(photo.path.read_bytes()).uncertain for photo in parts]
     assert figures["true_positive_rate"]["validation"] == pytest.approx(np.mean(answered))
 
@@ -544,7 +546,7 @@ def test_tuning_begins_anew_where_other_photos_choose_its_best_epoch(photos, tmp
 
 
 def test_seed_reseeds_fine_tuning(photos, tmp_path):
-    _, dataset = transfer.gather(photos, [], 0, Path())
+    _, dataset = transfer.gather(photos, [], 0)
     train = dataset.photos("train")
     targets = head.one_hot(dataset.class_ids(train))
 
@@ -559,7 +561,7 @@ def test_seed_reseeds_fine_tuning(photos, tmp_path):
 def test_early_stopping_ends_at_the_best_epoch(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(tuning, "PATIENCE", 2)
     network = keras.Sequential([pooled(small_backbone()), keras.layers.Dense(2)])
-    _, dataset = transfer.gather(photos, [], 0, Path())
+    _, dataset = transfer.gather(photos, [], 0)
     train = dataset.photos("train")
     shown = train, head.one_hot(dataset.class_ids(train)), SIDE, "stretch", tmp_path
     losses, weights = iter([2.0, 1.0, 3.0, 3.0, 0.5]), []

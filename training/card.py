@@ -61,6 +61,7 @@ def card(
             f"{', '.join(manifest['labels'])}.",
             "## What it was trained on",
             *training_of(manifest),
+            *background_of(manifest),
             *([source] if source else []),
             "## How good it is",
             "Measured on the network as it is served.",
@@ -96,19 +97,22 @@ def training_of(manifest: Mapping[str, Any]) -> list[str]:
         if training["tuned_epochs"]
         else "whose weights were left as they are"
     )
-    text = (
+    return [
         f"A linear classifier on {training['backbone']}, a network with ImageNet's weights, {how}. "
         f"It was trained on {photos['train'] + photos['validation']:,} photos; {photos['test']:,} "
         "others, none of them a near-duplicate of these, were kept for the figures."
-    )
-    background = training["background"]
+    ]
+
+
+def background_of(manifest: Mapping[str, Any]) -> list[str]:
+    """The paragraph about the background, if there is one."""
+    background = manifest["training"].get("background", {"train": 0})
     if not background["train"]:
-        return [text]
+        return []
     return [
-        text,
         f"{background['train'] + background['validation']:,} pictures of other things, some of "
         "them synthetic, were one more class in training, which is never answered; "
-        f"{background['test']:,} others were kept for the figures.",
+        f"{background['test']:,} others were kept for the figures."
     ]
 
 

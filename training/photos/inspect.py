@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from io import BytesIO
+from itertools import permutations
 from pathlib import Path
 from typing import Literal
 
@@ -143,6 +144,14 @@ def by_name(folders: Iterable[Path]) -> dict[str, Path]:
                 "apart. Rename one."
             )
     return named
+
+
+def check_separate(folders: Sequence[Path]) -> None:
+    """Raise PhotosError where one folder is or lies in another: photos would count twice, or
+    measure what they were trained for."""
+    for one, other in permutations(folders, 2):
+        if one.resolve().is_relative_to(other.resolve()):
+            raise PhotosError(f"{one} lies in {other}. Give folders that are apart.")
 
 
 def inspect(files: Sequence[tuple[Path, str]]) -> tuple[list[Photo], list[tuple[Path, str]]]:

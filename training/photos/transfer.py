@@ -49,7 +49,7 @@ CALIBRATION = 100  # training photos that the ranges of integers are taken from
 EXPLAINED = 200  # photos on which class activation maps are tried
 MAX_COMPARED = 500  # test photos on which the exported formats are compared
 FOLDS = 5  # of the photos on which thresholds are fitted
-SYNTHETIC = 64  # images among the background
+SYNTHETIC_PHOTOS = 64  # in the background
 BACKGROUND = "(background)"  # the label of photos that belong to no class
 
 
@@ -73,11 +73,11 @@ class Dataset:
         return np.array([ids[photo.label] for photo in photos])
 
 
-def gather(
-    folder: Path, background: Sequence[Path], seed: int, runs: Path
-) -> tuple[Survey, Dataset]:
-    """Inspect and split the photos of the classes and of the folders of the background, to whose
-    training photos synthetic ones are added. Raises PhotosError."""
+def gather(folder: Path, background: Sequence[Path], seed: int) -> tuple[Survey, Dataset]:
+    """Inspect and split the photos of the classes and of the folders of the background.
+
+    Raises PhotosError.
+    """
     found = inspect.survey(folder)
     parts = inspect.split(found.photos, seed)
     if background:
@@ -90,7 +90,6 @@ def gather(
         inspect.check_groups(len({photo.group for photo in others}), names)
         for part, some in inspect.split(others, seed).items():
             parts[part] += some
-        parts["train"] += synthetic_photos(runs / "synthetic")
     return found, Dataset(found.labels, parts)
 
 
@@ -98,10 +97,13 @@ def synthetic_photos(folder: Path) -> list[Photo]:
     """Plain colours, noise and the like, written into the folder: a background of photos alone
     lets them pass."""
     folder.mkdir(parents=True, exist_ok=True)
-    for number, pixels in enumerate(synthesise(SYNTHETIC, seed=0)):
-        with replacing(folder / f"{number:02}.png") as part:
+    files = []
+    for number, pixels in enumerate(synthesise(SYNTHETIC_PHOTOS, seed=0)):
+        files.append((folder / f"{number:02}.png", BACKGROUND))
+        with replacing(files[-1][0]) as part:
             Image.fromarray(pixels).save(part, "png")
-    return inspect.group_near_duplicates(photos_of_nothing(folder))
+    photos, _ = inspect.inspect(files)
+    return inspect.group_near_duplicates(photos)
 
 
 def check_apart(photos: Sequence[Photo], background: str) -> None:
@@ -113,7 +115,7 @@ def check_apart(photos: Sequence[Photo], background: str) -> None:
         names = "".join(f"\n  {', '.join(str(p.path) for p in group)}" for group in both[:10])
         number = sum(photo.label == BACKGROUND for group in both for photo in group)
         raise PhotosError(
-            f"{background} holds {number} near-duplicates of photos of the classes. "
+            f"There are {number} near-duplicates of photos of the classes in {background}. "
             f"Remove either from their folder.{names}"
         )
 
@@ -395,7 +397,10 @@ def transfer(
     destination = destination.absolute()  # "." has no name
     refuse_other_folder(destination)
     inspect.by_name([*background, *others])  # or one would be lost
-    found, dataset = gather(folder, background, seed, runs)
+    inspect.check_separate([folder, *background, *others])
+    found, dataset = gather(folder, background, seed)
+    if background:  # in a hidden folder, which is in no background, and not that of another run
+        dataset.parts["train"] += synthetic_photos(runs / f".synthetic-{destination.name}")
     ood_photos = {path.name: photos_of_nothing(path) for path in others}
     text = inspect.report(found, seed)
     print(text, flush=True)
