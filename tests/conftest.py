@@ -14,6 +14,14 @@ from playwright.sync_api import Browser, sync_playwright
 from benchmarks.robustness.resume import write_cifar10
 from rest_api.app import create_app
 
+# By how long they take: with these first, no process is left with the longest at the end.
+LONGEST = ("test_resume", "test_notebooks", "test_transfer", "test_train", "test_export")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    ranks = {name: rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path.stem, len(LONGEST)))  # files stay whole
+
 
 @pytest.fixture(scope="session")
 def client() -> FlaskClient:

@@ -470,8 +470,21 @@ def test_both_thresholds_are_fitted_on_the_mean_over_views(photos, tmp_path, mon
     assert figures["true_positive_rate"]["validation"] == pytest.approx(np.mean(answered))
 
 
+@pytest.fixture
+def uncalibrated(monkeypatch) -> list:
+    """Leave out thresholds, which cost a head for each fold; returns the heads if tuned."""
+    tuned = []
+
+    def calibrate_unseen(task: transfer.Task, penalty: float, head: keras.Model | None) -> tuple:
+        tuned.append(head)
+        return 1.0, {}
+
+    monkeypatch.setattr(transfer, "calibrate_unseen", calibrate_unseen)
+    return tuned
+
+
 @pytest.mark.slow
-def test_fine_tuning_that_harms_is_rejected(photos, tmp_path, monkeypatch):
+def test_fine_tuning_that_harms_is_rejected(photos, tmp_path, monkeypatch, uncalibrated):
     monkeypatch.setattr(tuning, "EPOCHS", 2)
     monkeypatch.setattr(tuning, "LEARNING_RATE", 1.0)
     images = np.random.default_rng(0).integers(0, 256, (4, SIDE, SIDE, 3)).astype(np.float32)
@@ -485,6 +498,7 @@ def test_fine_tuning_that_harms_is_rejected(photos, tmp_path, monkeypatch):
     probabilities, *_ = transfer.fit(task, selection)(images)
     np.testing.assert_allclose(probabilities, expected, atol=1e-4)
     assert transfer.select(task).history == selection.history  # read, not trained again
+    assert uncalibrated == [None] * 3
 
 
 @pytest.mark.slow
@@ -505,6 +519,7 @@ def arrays_of(checkpoint: Path) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("uncalibrated")
 def test_interrupted_tuning_ends_at_the_same_weights(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(tuning, "EPOCHS", 3)
     saved = []
