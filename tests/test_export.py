@@ -429,7 +429,7 @@ def test_command_exports_a_run_and_prints_a_line_that_a_shell_can_take(small_cif
 
 def test_run_that_held_images_out_is_calibrated_on_them(data, tmp_path):
     run, views, result = tmp_path / "run-final", (View("stretch"),), {"held_out": 10}
-    temperature, described = calibration_of(run, networks.vgg(1), result, data, views, None)
+    temperature, described = calibration_of(run, networks.vgg(1), result, data, views, None, 1.0)
     assert temperature > 0
     expected = "10 training images, which run-final was not trained on"
     assert described["calibration"]["fitted_on"] == expected
@@ -438,13 +438,17 @@ def test_run_that_held_images_out_is_calibrated_on_them(data, tmp_path):
 def test_run_that_kept_no_images_back_is_not_calibrated_on_those_it_was_trained_on(data, tmp_path):
     result = {"measured_on": "test"}
     with pytest.raises(RunError, match=r"left none to calibrate on\. Train with --hold-out"):
-        calibration_of(tmp_path / "mine", networks.vgg(1), result, data, [View("stretch")], None)
+        calibration_of(
+            tmp_path / "mine", networks.vgg(1), result, data, [View("stretch")], None, 1.0
+        )
 
 
 def test_final_run_whose_validation_run_is_missing_is_told_what_it_needs(data, tmp_path):
     run = tmp_path / "mine-final"
     with pytest.raises(RunError, match=r"mine-final was trained on all .* without --final first"):
-        calibration_of(run, networks.vgg(1), {"measured_on": "test"}, data, [View("stretch")], None)
+        calibration_of(
+            run, networks.vgg(1), {"measured_on": "test"}, data, [View("stretch")], None, 1.0
+        )
 
 
 @pytest.mark.parametrize(
@@ -463,7 +467,9 @@ def test_another_run_is_not_taken_for_the_validation_run(data, tmp_path, other, 
     run, views = tmp_path / "mine-final", [View("stretch")]
     message = rf"mine has {said}.* train classic with --seed 0 --epochs 1 .*--calibration-photos"
     with pytest.raises(RunError, match=message):
-        calibration_of(run, networks.vgg(1), result | {"measured_on": "test"}, data, views, None)
+        calibration_of(
+            run, networks.vgg(1), result | {"measured_on": "test"}, data, views, None, 1.0
+        )
 
 
 @pytest.mark.slow

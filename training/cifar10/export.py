@@ -84,7 +84,7 @@ def calibration_of(
     data: Split,
     views: Sequence[View],
     photos: Path | None,
-    early_exit: float = 1.0,
+    early_exit: float,
 ) -> tuple[float, dict[str, Any]]:
     """The temperature, and what model.json says of it and of the thresholds.
 
