@@ -576,20 +576,19 @@ def test_seed_reseeds_fine_tuning(photos, tmp_path):
         assert not np.array_equal(one, other)
 
 
-def test_early_stopping_ends_at_the_best_epoch(photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(tuning, "PATIENCE", 2)
+def test_tuning_ends_at_the_weights_of_the_best_epoch(photos, tmp_path):
     network = keras.Sequential([pooled(small_backbone()), keras.layers.Dense(2)])
     _, dataset = transfer.gather(photos, [], 0)
     train = dataset.photos("train")
     shown = train, head.one_hot(dataset.class_ids(train)), SIDE, "stretch", tmp_path
-    losses, weights = iter([2.0, 1.0, 3.0, 3.0, 0.5]), []
+    losses, weights = iter([2.0, 1.0, 3.0]), []
 
     def validate() -> tuple[float, float]:
         weights.append(network.get_weights())
         return next(losses), 0.5
 
-    history = tuning.tune(network, *shown, seed=0, epochs=9, validate=validate)
-    assert [row["val_loss"] for row in history] == [2, 1, 3, 3]
+    history = tuning.tune(network, *shown, seed=0, epochs=3, validate=validate)
+    assert [row["val_loss"] for row in history] == [2, 1, 3]
     for value, expected in zip(network.get_weights(), weights[1], strict=True):
         np.testing.assert_array_equal(value, expected)
 

@@ -20,13 +20,12 @@ from training.photos.inspect import Photo
 UNFROZEN = 0.6  # fraction of all layers, from the end, that are trained
 IMAGE_SIZE = 7 / 8  # of the size that is served, in multiples of 32 pixels: training sees crops,
 # which show things larger than whole photos do (Touvron et al. 2019, arXiv:1906.06423)
-EPOCHS = 11
+EPOCHS = 7
 LEARNING_RATE = 4e-4  # at most: one epoch of warm-up, then a cosine
-PATIENCE = 8  # epochs without a better validation loss before training stops
 MIXUP = 0.3  # parameter of the beta distribution of mixup
 INTERPOLATIONS = (0.25, 0.5, 0.75, 1.0)  # of the way from the weights before to those after tuning
 MIN_GAIN = 0.01  # of validation accuracy: OOD detection gets worse, so tuning must be worth it
-SETTINGS = (UNFROZEN, IMAGE_SIZE, EPOCHS, LEARNING_RATE, PATIENCE, MIXUP)
+SETTINGS = (UNFROZEN, IMAGE_SIZE, EPOCHS, LEARNING_RATE, MIXUP)
 
 Validate = Callable[[], tuple[float, float]]  # loss and accuracy on the validation photos
 
@@ -45,9 +44,9 @@ def tune(
 ) -> list[dict[str, float]]:
     """Train the last layers of a network, images → logits, on one-hot targets (N, classes).
 
-    With `validate`, training stops early and ends at the weights of the best epoch; without, after
-    `epochs`. The directory `run` keeps a checkpoint: an interrupted run is continued, a finished
-    one is not repeated. Returns the figures of each epoch. Raises RunError.
+    With `validate`, training ends at the weights of the best epoch. The directory `run` keeps a
+    checkpoint: an interrupted run is continued, a finished one is not repeated. Returns the
+    figures of each epoch. Raises RunError.
     """
     unfreeze(network)
     steps = max(1, len(photos) // BATCH)
@@ -62,7 +61,7 @@ def tune(
     if (run / CHECKPOINT).exists():
         state, groups = restore_checkpoint(run / CHECKPOINT, network, state.settings, ["best"])
         best = groups["best"]
-    while state.epoch < epochs and epochs_since_best(state.history) < PATIENCE:
+    while state.epoch < epochs:
         shown = batches_of_epoch(photos, targets, image_size, resize, state.epoch, seed)
         row = {"epoch": state.epoch + 1, **train_epoch(network, shown)}
         if validate:
