@@ -31,7 +31,7 @@ from rest_api.classifier import Prediction, load_model
 from rest_api.engine import Outputs
 from rest_api.settings import DEFAULT_MODEL, parse_arguments
 from tests.support import FROG, ROOT, error_of
-from training.cifar10 import recipes, study
+from training.cifar10 import recipes
 from training.photos.inspect import PhotosError
 
 COMMANDS = [
@@ -379,18 +379,17 @@ def test_arithmetic_of_the_fast_network_is_counted_at_its_image_size():
 
 
 def test_arithmetic_of_a_training_is_that_of_its_steps():
-    recipe = recipes.load("fast94")
+    recipe = recipes.load("fast94_2025")
     assert pflop(recipe) == pytest.approx(0.3036, abs=1e-4)
     network = recipe.network()
     half = 12 * 2000 * gflop_per_image(network, 24) / 1e6
     assert pflop(replace(recipe, epochs=0.48)) == pytest.approx(half)
 
 
-def test_variants_that_are_to_train_sooner_spend_the_arithmetic_that_the_table_says():
-    text = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
-    for name, recipe in study.LESS.items():
-        (row,) = re.findall(rf"^\| `{name}` \|.*$", text, re.MULTILINE)
-        assert f"| {pflop(recipe):.3f} |" in row
+def test_arithmetic_of_the_fast_recipes_is_what_the_docs_say():
+    new, old = (pflop(recipes.load(name)) for name in ("fast94", "fast94_2025"))
+    text = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    assert f"{new:.3f} of {old:.3f} PFLOP" in text
 
 
 def test_minutes_to_an_accuracy_are_those_of_all_seeds_that_reached_it(tmp_path, monkeypatch):

@@ -352,21 +352,44 @@ def test_limits_in_the_documentation_are_the_gateways():
     assert f"kept some of it for over {gateway.PATIENCE:g} seconds are closed" in text
 
 
-@pytest.mark.parametrize("recipe", ["fast94", "classic", "street"])
-def test_figures_of_a_recipe_are_those_of_its_runs(recipe):
+def figures_of_runs(recipe: str) -> tuple[int, list[str]]:
+    """The number of recorded runs on the test set, and what they came to."""
     runs = [json.loads(path.read_text()) for path in RECORDS.glob(f"{recipe}-seed*-final.json")]
     assert {run["recipe"] for run in runs} == {recipe}
     assert all(run["images"] == 50_000 and run["measured_on"] == "test" for run in runs)
-    expected = [
+    return len(runs), [
         mean_and_std([100 * run["accuracy_tta"] for run in runs], " %"),
         mean_and_std([100 * run["accuracy"] for run in runs], " %"),  # one view
         f"{statistics.mean(run['seconds'] for run in runs) / 60:.1f} minutes",
     ]
+
+
+@pytest.mark.parametrize("recipe", ["fast94", "fast94_2025", "classic", "street"])
+def test_evidence_of_a_recipe_is_that_of_its_runs(recipe):
+    n, figures = figures_of_runs(recipe)
+    assert all(figure in evidence(recipe) for figure in [*figures, f"n={n}"])
+
+
+def test_time_of_fast94_is_that_of_runs_in_turn_with_its_predecessor():
+    seconds = {
+        name: [
+            json.loads((RECORDS / f"{name}-seed{seed}-final.json").read_text())["seconds"]
+            for seed in range(3)
+        ]
+        for name in ("fast94", "fast94_2025")
+    }
+    ratios = [a / b for a, b in zip(*seconds.values(), strict=True)]
+    for text in (TEXTS["docs/performance.md"], evidence("fast94")):
+        assert f"{mean_and_std(ratios)} of the time" in text
+
+
+@pytest.mark.parametrize("recipe", ["fast94", "classic", "street"])
+def test_figures_of_a_recipe_in_the_readme_are_those_of_its_runs(recipe):
+    n, figures = figures_of_runs(recipe)
     rows = table("README.md", "what | figure")
     (first,) = [i for i, row in enumerate(rows) if row[0].startswith(f"`{recipe}` on the ")]
-    assert [row[1] for row in rows[first : first + 3]] == expected
-    assert f"n={len(runs)} seed" in rows[first][0]
-    assert all(figure in evidence(recipe) for figure in [*expected, f"n={len(runs)}"])
+    assert [row[1] for row in rows[first : first + 3]] == figures
+    assert f"n={n} seed" in rows[first][0]
 
 
 def test_figures_of_the_default_model_are_the_recorded_ones():
@@ -448,7 +471,7 @@ def test_quoted_rows_of_benchmarks_are_those_measured():
     }
     first = ("| 32-pixel", "| 256-pixel JPEG", "| 12-megapixel JPEG", "| training step", "| matrix")
     quoted = [line for line in TEXTS["docs/performance.md"].splitlines() if line.startswith(first)]
-    assert len(quoted) == 9 + 3 + 4
+    assert len(quoted) == 9 + 3 + 5
     assert set(quoted) <= measured
 
 

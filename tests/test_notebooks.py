@@ -175,7 +175,7 @@ def test_notebooks_show_every_variant_of_the_study():
 
 def test_final_training_shows_the_recorded_figures():
     text = text_of(nbformat.read(ROOT / "cifar10_model_training.ipynb", as_version=4))
-    for recipe in ("classic", "fast94"):
+    for recipe in ("classic", "fast94_2025", "fast94"):
         runs = [json.loads(p.read_text()) for p in RECORDS.glob(f"{recipe}-seed*-final.json")]
         mean = 100 * sum(run["accuracy"] for run in runs) / len(runs)
         figures = row(text, recipe)

@@ -24,7 +24,7 @@ from training import train as cli
 from training.augment import Augmentation
 from training.checkpoint import TrainState, restore_checkpoint, save_checkpoint
 from training.cifar10 import recipes, train
-from training.cifar10.networks import vgg
+from training.cifar10.networks import residual_vgg, vgg
 
 
 def command(recipe: str, data: Path, run: Path, *options: str) -> list[str]:
@@ -302,8 +302,8 @@ def test_groups_of_steps_in_one_graph_end_where_single_steps_do(quick, data, tmp
 
 @pytest.mark.slow
 def test_layer_that_the_optimizer_leaves_alone_needs_no_gradient(data, tmp_path):
-    """fast94's whitening bias is trained for three epochs, here of one step."""
-    recipe = replace(recipes.load("fast94"), dtype="float32", resolution={0: 16})
+    """The whitening bias of fast94_2025 is trained for three epochs, here of one step."""
+    recipe = replace(recipes.load("fast94_2025"), dtype="float32", resolution={0: 16})
     whole, _ = train.train(recipe, data, None, tmp_path / "whole", epochs=4)
     frozen = replace(recipe, frozen={"whiten": 3})
     network, _ = train.train(frozen, data, None, tmp_path / "frozen", epochs=4)
@@ -311,6 +311,13 @@ def test_layer_that_the_optimizer_leaves_alone_needs_no_gradient(data, tmp_path)
     assert len(whole.get_layer("whiten").trainable_variables) == 1
     for expected, found in zip(whole.get_weights(), network.get_weights(), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_layers_up_to_a_frozen_one_are_not_trained():
+    network = residual_vgg((4, 4))
+    train.freeze(network, "norm1c")
+    after = {f"{kind}2{part}" for kind in ("conv", "norm") for part in "abc"}
+    assert {v.path.split("/")[0] for v in network.trainable_variables} == after | {"head"}
 
 
 def test_hardest_images_are_those_of_the_largest_losses():

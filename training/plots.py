@@ -209,26 +209,16 @@ def race(histories: Mapping[str, Sequence[Sequence[dict]]]) -> Figure:
     `histories` has one for each seed: a faint line each, a bold one for their mean.
     """
     figure, (axes,) = grid(1, 1, 8, 4.4)
-    best = max(
-        histories, key=lambda name: np.mean([h[-1]["val_accuracy"] for h in histories[name]])
-    )
     looks = zip(histories.items(), (BLUE, ORANGE, GREEN), "osD", strict=False)
     for (name, seeds), colour, marker in looks:
         rows = [[(row["seconds"] / 60, row["val_accuracy"] * 100) for row in h] for h in seeds]
         minutes, percent = np.array(rows).transpose(2, 1, 0)  # each (epochs, seeds)
         axes.plot(minutes, percent, color=colour, lw=1, alpha=0.4)
         minutes, percent = minutes.mean(1), percent.mean(1)
-        axes.plot(minutes, percent, color=colour, marker=marker, ms=4)
         mean = f", mean of {len(seeds)}" if len(seeds) > 1 else ""
-        axes.annotate(
-            f"{name}: {percent[-1]:.1f} % in {minutes[-1]:.0f} minutes{mean}",
-            (minutes[-1], percent[-1]),
-            (0, 10) if name == best else (0, -130),
-            textcoords="offset points",
-            color=colour,
-            ha="right",
-            arrowprops=None if name == best else {"arrowstyle": "-", "color": colour, "alpha": 0.5},
-        )
+        label = f"{name}: {percent[-1]:.1f} % in {minutes[-1]:.0f} minutes{mean}"
+        axes.plot(minutes, percent, color=colour, marker=marker, ms=4, label=label)
+    axes.legend(loc="lower right", labelcolor="linecolor", frameon=False)
     log_x_axis(axes, [1, 2, 5, 10, 20, 50, 100])
     axes.set(xlabel="wall-clock time on 2 CPU cores (minutes, log scale)")
     axes.set(ylabel="validation accuracy (%)", ylim=(40, 100))

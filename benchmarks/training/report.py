@@ -13,8 +13,8 @@ from benchmarks.training.speed import gflop_per_image, images_per_second, matrix
 from training.cifar10 import recipes
 from training.cifar10.records import RECORDS, read_history
 
-NAMES = ("fast94", "classic")
-ENDED = ("fast94", "airbench94", "classic", "street")
+NAMES = ("fast94", "fast94_2025", "classic")
+ENDED = ("fast94", "fast94_2025", "airbench94", "classic", "street")
 GOALS = (0.90, 0.92, 0.93, 0.94)
 DTYPES = ("float32", "bfloat16")
 IMAGE_SIZE = 32  # pixels

@@ -14,13 +14,18 @@ from training.cifar10.recipes import Recipe
 STEPS = 4
 
 
-def images_per_second(recipe: Recipe, image_size: int) -> float:
-    """Throughput of the training step on random images: the median of STEPS, after one more."""
+def images_per_second(recipe: Recipe, image_size: int, frozen: str = "") -> float:
+    """Throughput of the training step on random images: the median of STEPS, after one more.
+
+    The layer `frozen`, and all before it, are not trained.
+    """
     rng = np.random.default_rng(0)
     shape = (recipe.batch_size, image_size, image_size, 3)
     images = rng.integers(0, 256, shape, dtype=np.uint8)
     recipe = replace(recipe, dtype=train.dtype_of(recipe))
     network = train.build(recipe, images, 0, 48, recipe.epochs)
+    if frozen:
+        train.freeze(network, frozen)
     classes = network.output_shape[-1]
     targets = np.eye(classes, dtype=np.float32)[np.arange(len(images)) % classes]
     times = milliseconds(lambda: network.train_on_batch(images, targets), STEPS + 1)

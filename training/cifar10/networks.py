@@ -4,7 +4,7 @@ All take RGB (N, H, W, 3) with values 0..255, uint8 or float, normalise inside, 
 logits (N, classes) float32. `BatchNorm` is ours, and faster; what is exported has Keras's own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
@@ -12,6 +12,8 @@ from keras import KerasTensor as Tensor
 from keras import layers, ops
 
 from training.cifar10.data import CIFAR10_MEAN, CIFAR10_STD
+
+Activation = Callable[[Tensor], Tensor]
 
 
 def vgg(
@@ -56,6 +58,14 @@ def vgg(
     return keras.Model(inputs, layers.Dense(10, dtype="float32")(x), name=f"vgg{blocks}")
 
 
+def gelu(x: Tensor) -> Tensor:
+    """GELU in its sigmoid form, x * sigmoid(1.702 x) (Hendrycks & Gimpel, arXiv:1606.08415).
+
+    `python -m benchmarks.training.step` shows what it saves against the exact form.
+    """
+    return x * ops.sigmoid(1.702 * x)
+
+
 def fast_vgg(widths: Sequence[int] = (64, 256, 256), *, classes: int = 10) -> keras.Model:
     """The network of airbench94 (Jordan 2024, arXiv:2404.00498), 1.97 M parameters.
 
@@ -67,39 +77,42 @@ def fast_vgg(widths: Sequence[int] = (64, 256, 256), *, classes: int = 10) -> ke
     def norm_gelu(x: Tensor) -> Tensor:
         return gelu(BatchNorm(scale=False, momentum=0.6, epsilon=1e-5)(x))
 
-    inputs, x = whitened()
+    inputs, x = whitened(gelu)
     for block, width in enumerate(widths, 1):
         x = norm_gelu(layers.MaxPooling2D()(_convolution(x, width, f"conv{block}a")))
         x = norm_gelu(_convolution(x, width, f"conv{block}b"))
     return keras.Model(inputs, linear_head(x, classes), name="fast_vgg")
 
 
-def residual_vgg(widths: Sequence[int], *, classes: int = 10) -> keras.Model:
+def residual_vgg(
+    widths: Sequence[int], *, activation: Activation = gelu, classes: int = 10
+) -> keras.Model:
     """The network of airbench96 (Jordan 2024, arXiv:2404.00498) at other widths.
 
-    As `fast_vgg`, but each block has a third convolution, and a path around the last two.
+    As `fast_vgg`, but each block has a third convolution, and a path around the last two; and the
+    activation may be another than GELU.
     """
 
-    def norm(x: Tensor) -> Tensor:
-        return BatchNorm(scale=False, momentum=0.9, epsilon=1e-5)(x)
+    def norm(x: Tensor, name: str) -> Tensor:
+        return BatchNorm(scale=False, momentum=0.9, epsilon=1e-5, name=name)(x)
 
-    inputs, x = whitened()
+    inputs, x = whitened(activation)
     for block, width in enumerate(widths, 1):
-        x = _convolution(x, width, f"conv{block}a")
-        x = around = gelu(norm(layers.MaxPooling2D()(x)))
-        x = gelu(norm(_convolution(x, width, f"conv{block}b")))
-        x = gelu(norm(_convolution(x, width, f"conv{block}c")) + around)
+        x = layers.MaxPooling2D()(_convolution(x, width, f"conv{block}a"))
+        x = around = activation(norm(x, f"norm{block}a"))
+        x = activation(norm(_convolution(x, width, f"conv{block}b"), f"norm{block}b"))
+        x = activation(norm(_convolution(x, width, f"conv{block}c"), f"norm{block}c") + around)
     return keras.Model(inputs, linear_head(x, classes), name="residual_vgg")
 
 
-def whitened() -> tuple[Tensor, Tensor]:
+def whitened(activation: Activation) -> tuple[Tensor, Tensor]:
     """Images (N, H, W, 3), and what the whitening layer makes of them, (N, H - 1, W - 1, 24)."""
     inputs = keras.Input((None, None, 3))
     x = _normalise(inputs)
     # Whitening magnifies small differences, which bfloat16 would round away: float32 up to here,
     # whatever the policy. The identity casts.
     x = layers.Conv2D(24, 2, dtype="float32", name="whiten")(x)
-    return inputs, gelu(layers.Identity()(x))
+    return inputs, activation(layers.Identity()(x))
 
 
 def _convolution(x: Tensor, width: int, name: str) -> Tensor:
@@ -114,14 +127,6 @@ def linear_head(x: Tensor, classes: int) -> Tensor:
         classes, use_bias=False, kernel_initializer=like_torch, dtype="float32", name="head"
     )
     return layers.Rescaling(1 / 9, dtype="float32")(head(x))
-
-
-def gelu(x: Tensor) -> Tensor:
-    """GELU in its sigmoid form, x * sigmoid(1.702 x) (Hendrycks & Gimpel, arXiv:1606.08415).
-
-    `python -m benchmarks.training.step` shows what it saves against the exact form.
-    """
-    return x * ops.sigmoid(1.702 * x)
 
 
 class BatchNorm(layers.BatchNormalization):

@@ -1,5 +1,4 @@
-"""The study of the notebooks: one network or one trick at a time, on a fixed budget; and `LESS`,
-which is to train as well as fast94 in less time.
+"""The study of the notebooks: one network or one trick at a time, on a fixed budget.
 
 The command is training/study.py.
 """
@@ -72,18 +71,6 @@ TRICKS = {
     "fast-with-random-flip": replace(fast, augmentation=replace(fast.augmentation, flip="random")),
 }
 
-# Three fifths of the arithmetic of fast94: a smaller network, shown the images that it finds hard.
-LESS = {
-    "fast94-hardest": replace(
-        fast94.recipe,
-        network=partial(residual_vgg, (48, 128, 256)),
-        epochs=14,
-        hardest={0: 1.0, 3: 0.65},
-        frozen={"whiten": 3},  # its bias: fast94 trains it for as long
-        augmented_share=0.25,
-    )
-}
-
 # From the benchmark to real photos: each adds one thing to the one above it.
 crops = replace(
     street.recipe,
@@ -106,4 +93,4 @@ PHOTOS = {
     ),
 }
 
-VARIANTS = BASELINES | REGULARISATION | TRICKS | LESS | PHOTOS
+VARIANTS = BASELINES | REGULARISATION | TRICKS | PHOTOS

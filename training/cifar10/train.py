@@ -111,7 +111,7 @@ def train(
         image_size, frozen = phase = phase_of_epoch(recipe, epoch)
         if epoch == first or phase != phase_of_epoch(recipe, epoch - 1):
             for name in frozen:
-                network.get_layer(name).trainable = False
+                freeze(network, name)
             network.make_train_function(force=True)  # one graph for each phase: fixed shapes
             size = images.shape[1] if recipe.augmentation.boxes else image_size
             known = augment.resize(images, size), labels
@@ -344,13 +344,25 @@ def image_size_of_epoch(recipe: Recipe, epoch: int) -> int:
 
 
 def phase_of_epoch(recipe: Recipe, epoch: int) -> tuple[int, list[str]]:
-    """The image size, and the layers that need no gradient: each phase has its graph.
+    """The image size, and the layers to freeze: each phase has its graph.
 
     Optimizers on JAX take the gradients of all variables, or none.
     """
     frozen = [name for name, start in recipe.frozen.items() if start <= epoch]
     everything = keras.backend.backend() == "jax"
     return image_size_of_epoch(recipe, epoch), [] if everything else frozen
+
+
+def freeze(network: keras.Model, name: str) -> None:
+    """Stop training a layer and all before it, so that no gradient is computed for them.
+
+    Our BatchNorm, frozen, still normalises by each batch and keeps its statistics.
+    """
+    last = network.get_layer(name)
+    for layer in network.layers:
+        layer.trainable = False
+        if layer is last:
+            return
 
 
 def augmentation_of_epoch(recipe: Recipe, epoch: int, epochs: float) -> Augmentation:

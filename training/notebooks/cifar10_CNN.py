@@ -334,7 +334,7 @@ plots.show(plots.dots(accuracies, "all tricks", error, label), "tricks")
 # lookahead are worth about half a point and a third of one, which one run each cannot tell from
 # chance. Nor does the alternating flip show a gain here; in Jordan's measurements it pays over more
 # epochs. Test-time augmentation adds between 0.1 and 1.0 points. These tricks are for speed, not
-# against overfitting: `fast94` takes ten epochs, `classic` sixty.
+# against overfitting: `fast94` takes fourteen epochs, `classic` sixty.
 #
 # [cifar10_model_training.ipynb](cifar10_model_training.ipynb) trains `classic` and `fast94` to the
 # end.

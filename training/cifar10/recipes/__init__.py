@@ -34,7 +34,7 @@ class Recipe:
     resolution: Mapping[int, int] = field(default_factory=lambda: {0: 32})  # {from epoch: pixels}
     # {from epoch: fraction of the images that it shows, those of the largest losses}
     hardest: Mapping[int, float] = field(default_factory=lambda: {0: 1.0})
-    # {layer: epoch from which the optimizer leaves it alone}: no gradient is computed for it then.
+    # {layer: epoch from which it, and all before it, are not trained any longer}
     frozen: Mapping[str, int] = field(default_factory=dict)
     views: tuple[View, ...] = (View("stretch"), View("center_crop", mirror=True))  # as served
     early_exit: float = 1.0  # probability in the first view above which the others are left out

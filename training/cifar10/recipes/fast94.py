@@ -1,17 +1,24 @@
-"""The network of airbench94 (Jordan 2024, arXiv:2404.00498), trained by Muon, made for a CPU.
+"""The network of airbench96 (Jordan 2024, arXiv:2404.00498), narrowed, trained by Muon on a CPU.
 
-Evidence: 94.18 ± 0.11 % of the test images with test-time augmentation, 93.38 ± 0.16 % without,
-after 16.7 minutes on 2 CPU cores (AMD EPYC, 2026-11-21), all included; mean ± std, n=3.
+Evidence: 93.98 ± 0.22 % of the test images with test-time augmentation, 92.85 ± 0.20 % without,
+after 9.8 minutes on 2 CPU cores (AMD EPYC, 2026-11-27), all included; mean ± std, n=3. That is
+0.59 ± 0.00 of the time of `fast94_2025`, trained in turn with it.
 
     python -m training.train fast94 --final --seed N
 """
 
+from functools import partial
+
+import keras
+
 from training.augment import Augmentation
-from training.cifar10.networks import fast_vgg, initialise
+from training.cifar10.networks import initialise, residual_vgg
 from training.cifar10.recipes import Recipe
 from training.optimizers import AirbenchMuon, PiecewiseLinear
 
-BATCH = 2000  # images
+BATCH = 500  # images
+WIDTHS = (48, 128, 256)  # filters of the three blocks
+WHITENED = 3  # epochs that train the bias of the whitening layer
 
 
 def optimizer(steps_per_epoch: int, epochs: float) -> AirbenchMuon:
@@ -19,21 +26,27 @@ def optimizer(steps_per_epoch: int, epochs: float) -> AirbenchMuon:
         # From the peak straight down to nothing.
         PiecewiseLinear(6.5, [(0, 1), (round(steps_per_epoch * epochs), 0)]),
         batch_size=BATCH,
-        filter_rate=0.24,  # of the convolutions, at the peak
+        filter_rate=0.12,  # of the convolutions, at the peak
         filter_momentum=0.6,
-        whiten_bias_steps=3 * steps_per_epoch,  # steps: 3 epochs
+        whiten_bias_steps=WHITENED * steps_per_epoch,
     )
 
 
 recipe = Recipe(
-    network=fast_vgg,
+    network=partial(residual_vgg, WIDTHS, activation=keras.ops.silu),
     initialise=initialise,
     optimizer=optimizer,
-    epochs=10,
+    epochs=14,
     batch_size=BATCH,
     augmentation=Augmentation(flip="alternating", crop=2),  # pixels
     label_smoothing=0.2,
     # Pixels on a side from an epoch on: at 24 an epoch takes half the time that it does at 32.
-    resolution={0: 24, 3: 32},
+    resolution={0: 24, 3: 28, 7: 32},
+    # From an epoch on, the fraction of the images that is shown: those of the largest losses.
+    hardest={0: 1.0, 3: 0.65},
+    # The whitening layer's bias, and at the end, when the rate is low, the first block: without
+    # their gradients a step takes four fifths of the time.
+    frozen={"whiten": WHITENED, "norm1c": 12},
+    augmented_share=0.25,
     dtype="auto",
 )

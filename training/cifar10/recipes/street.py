@@ -3,7 +3,8 @@
 Evidence: 94.91 % of the test images with test-time augmentation, 94.51 % without, after
 161.9 minutes on 2 CPU cores (AMD EPYC, 2026-11-25 and 26) beside other work; n=1, seed 0.
 As served, 8-bit: of 400 real photos 92.8 % (95 % interval 89.8 to 94.9) are right; of 3,170 photos
-of other things 14.2 % are answered (by `fast94`, 60.3 %). The first view decides 59 % of photos.
+of other things 14.2 % are answered (by `cifar10-fast94`, 60.3 %). The first view decides 59 % of
+photos.
 Before the weights were averaged, 95.14 % and 94.47 % after 109.9 minutes; 93.2 % of the photos and
 19.5 % of the others, by the mean of the views' probabilities.
 That run became this one: it went on from its weights, with the optimizer's momentum at zero.
