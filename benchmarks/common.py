@@ -2,7 +2,6 @@
 
 import argparse
 import io
-import json
 import statistics
 import timeit
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from training import files
 from training.files import check_writable, replacing
 
 ROOT = Path(__file__).parents[1]
@@ -39,8 +39,7 @@ def output_file(text: str) -> Path:
 def write_json(path: Path, record: object) -> None:
     """Write what was measured to an `output_file`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as part:
-        part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    files.write_json(path, record)
 
 
 def encoded(image: Image.Image, form: str, **options: object) -> bytes:

@@ -313,7 +313,7 @@ def models() -> Response:
             ood=schema.OodScore(ood.score, ood.threshold) if (ood := model.bundle.ood) else None,
             explains=model.bundle.explains,
             accuracy=model.bundle.manifest.get("accuracy", {}),
-            card=model.bundle.card is not None,
+            card=bool(model.bundle.card),
         )
         for position, (name, model) in enumerate(this_app().models.items())
     ]
@@ -332,15 +332,13 @@ def live() -> Response:
     resp=Responses(HTTP_200=schema.Health, HTTP_503=schema.Failure), operation_id="ready"
 )
 def ready() -> Response:
-    """Whether it should be sent requests: its models are loaded, and it is not about to stop."""
+    """Whether it should be sent requests: it is not about to stop."""
     check_ready(this_app())
     return answer(schema.Health("ready", __version__))
 
 
 def check_ready(app: App) -> None:
     """Raise RequestError where the server should be sent no requests."""
-    if not app.models:
-        raise RequestError(503, "not_ready", "The model is being loaded.")
     if app.draining():
         raise RequestError(503, "draining", "The server is about to stop.")
 

@@ -125,13 +125,8 @@ class Bundle:
     embedding_size: int  # the length of the features that it returns, or 0
     files: dict[Engine, NetworkFile]
     engine: Engine  # that serves where nobody asks for another
+    card: str  # its model card, in Markdown; empty where it has none
     manifest: dict[str, Any]
-
-    @property
-    def card(self) -> Path | None:
-        """The file of its model card, where it has one."""
-        path = self.path / CARD
-        return path if path.is_file() else None
 
     def file(self, engine: Engine) -> bytes:
         """The bytes of the network for an engine, equal to those that were exported.
@@ -167,6 +162,8 @@ def load_bundle(path: str | Path) -> Bundle:
     try:
         manifest = upgrade(msgspec.json.decode((path / MANIFEST).read_bytes()))
         read = check_manifest(manifest)
+        card = path / CARD
+        text = card.read_text(encoding="utf-8", errors="replace") if card.exists() else ""
     except FileNotFoundError:
         raise BundleError(f"{path} is not a model bundle: it holds no {MANIFEST}.") from None
     except (OSError, OverflowError, RecursionError, ValueError) as error:
@@ -185,6 +182,7 @@ def load_bundle(path: str | Path) -> Bundle:
         embedding_size=read.embedding_size,
         files=read.files,
         engine=read.engine,
+        card=text,
         manifest=manifest,
     )
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from rest_api.gateway import Gateway, Job
 
 MAX_HEAD = 64 * 2**10  # bytes of a request that are not its body: head, frames of chunks
+MAX_HEADERS = 200  # of a request: each takes memory beside its bytes; browsers send some 20
 CHUNK = 64  # bytes of memory that a chunk of a body takes besides its content
 MAX_DISCARDED = 200 * 2**20  # bytes of a body too large that are still read
 BUSY = "The server is busy. Try again later: Retry-After says in how many seconds."
@@ -68,6 +69,7 @@ class Connection(asyncio.Protocol):
         self.environ: WSGIEnvironment = {}
         self.target = b""
         self.head = 0  # bytes of the target and the headers
+        self.headers = 0  # their number, trailers among them
         self.overhead = 0  # bytes that have come and are not body
         self.keep = -1  # bytes of a body that are kept; -1 until the head has come
         self.chunks: list[bytes] = []
@@ -142,7 +144,8 @@ class Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self.head += len(name) + len(value)
-        if self.head > MAX_HEAD:
+        self.headers += 1
+        if self.head > MAX_HEAD or self.headers > MAX_HEADERS:
             raise head_too_large()
         key = environ_key(name)
         if key and self.keep < 0:  # later, it is a trailer
@@ -268,7 +271,7 @@ def overloaded() -> RequestError:
 
 
 def head_too_large() -> RequestError:
-    message = f"Send less than {MAX_HEAD // 2**10} KiB of headers."
+    message = f"Send at most {MAX_HEADERS} headers, and less than {MAX_HEAD // 2**10} KiB of them."
     return RequestError(431, "headers_too_large", message)
 
 

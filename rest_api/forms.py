@@ -17,6 +17,7 @@ from rest_api.gateway import call_wsgi
 from rest_api.schema import PREDICT
 
 PAGE = "text/html"
+MAX_ACCEPT = 1000  # characters of an Accept that is read; browsers send some 150
 SURE = 0.9  # probability from which a class is named without "probably"
 percent = partial(classifier.percent, space="\u00a0")  # which keeps the sign on the number's line
 
@@ -42,8 +43,8 @@ def with_pages(wsgi: WSGIApplication, templates: Callable[[], Environment]) -> W
 
 def prefers_page(accept: str, other: str = "application/json") -> bool:
     """Whether a header Accept names pages, and likes them better: browsers' do, curl's does not."""
-    if PAGE not in accept:
-        return False  # */* as well: programs send it
+    if PAGE not in accept or len(accept) > MAX_ACCEPT:  # each item of it takes time to read
+        return False  # to */* as well: programs send it
     return parse_accept_header(accept, MIMEAccept).best_match([other, PAGE]) == PAGE
 
 

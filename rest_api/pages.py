@@ -41,10 +41,9 @@ def card(name: str) -> Response:
 
     In Markdown, as the bundle has it; a browser gets a page.
     """
-    path = find_model(name, this_app().models).bundle.card
-    if path is None:
+    text = find_model(name, this_app().models).bundle.card
+    if not text:
         raise RequestError(404, "no_card", f"The model {name!r} has no card.")
-    text = path.read_text(encoding="utf-8", errors="replace")
     if prefers_page(flask.request.headers.get("Accept", ""), "text/markdown"):
         response = Response(render_template("card.html", name=name, content=as_html(text)))
     else:

@@ -18,6 +18,7 @@ import numpy as np
 from flask import Blueprint, Response
 from flask.blueprints import BlueprintSetupState
 from msgspec import Meta
+from numpy.typing import ArrayLike
 from PIL import Image
 from spectree import Response as Responses
 from werkzeug.routing import BaseConverter
@@ -371,9 +372,9 @@ def square_shape(bundle: Bundle) -> tuple[int, int, int]:
     return (bundle.input_size, bundle.input_size, 3)
 
 
-def as_file(pixels: np.ndarray, bundle: Bundle) -> bytes:
+def as_file(pixels: ArrayLike, bundle: Bundle) -> bytes:
     """A square as an image file that holds the same pixels. Raises ValueError."""
-    shape = square_shape(bundle)
+    pixels, shape = np.asarray(pixels), square_shape(bundle)  # of one dimension, each is a number
     if pixels.shape != shape or not set(pixels.ravel().tolist()) <= set(range(256)):
         raise ValueError(f"pixels are whole numbers from 0 to 255, of the shape {list(shape)}")
     file = io.BytesIO()

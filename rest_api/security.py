@@ -54,7 +54,7 @@ def init_app(app: Flask, settings: Settings) -> None:
         limiter = Limiter(
             client,
             app=app,
-            default_limits=[settings.rate_limit],
+            application_limits=[settings.rate_limit],  # one count for all routes
             storage_uri=settings.rate_storage,
             storage_options=storage_options(settings.rate_storage),
             in_memory_fallback_enabled=True,  # each process counts while the storage is away

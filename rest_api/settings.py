@@ -76,10 +76,10 @@ def keys_in(path: str) -> list[str]:
 
 
 def keys_of_environment() -> list[str]:
-    """Those of $API_KEYS; an empty one is as good as none."""
+    """Those of $API_KEYS, where it is set."""
     text = os.environ.get("API_KEYS")
     try:
-        return keys(text, "$API_KEYS") if text else []
+        return keys(text, "$API_KEYS") if text is not None else []
     except argparse.ArgumentTypeError as error:
         sys.exit(f"error: {error}")
 

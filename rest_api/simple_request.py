@@ -19,7 +19,12 @@ def main() -> None:
     args = parser.parse_args()
     try:
         with args.photo.open("rb") as image:
-            answer = requests.post(args.url, files={"image": image}, timeout=30).json()
+            response = requests.post(args.url, files={"image": image}, timeout=30)
+        answer = response.json()
+        success = answer["success"]
+    except (requests.JSONDecodeError, KeyError, TypeError):
+        status = response.status_code
+        sys.exit(f"error: What answers at {args.url} (status {status}) is not this server")
     except requests.exceptions.SSLError:
         sys.exit(f"error: No trusted https at {args.url}; use http:// for a server without it")
     except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError) as error:
@@ -28,7 +33,7 @@ def main() -> None:
         sys.exit(f"error: The connection to {args.url} broke before its answer had come; try again")
     except OSError as error:  # requests' own errors are OSErrors too
         sys.exit(f"error: {error}")
-    if not answer["success"]:
+    if not success:
         sys.exit(f"error: {answer['error']['message']}")
     if answer["none_of_these"]:
         print("none of these:")

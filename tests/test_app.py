@@ -215,6 +215,18 @@ def test_client_script_tells_no_https_and_a_broken_answer_from_no_server(scheme,
         assert line.result().startswith(f"error: {said.format(url)}")
 
 
+@pytest.mark.parametrize("body", [b"<html>", b"[]", b'{"message": "hello"}'])
+def test_client_script_tells_that_another_program_answers(body):
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor() as pool:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
+        line = pool.submit(only_line_of, "rest_api/simple_request.py", "--url", url)
+        with listener.accept()[0] as connection:
+            connection.recv(2**20)
+            connection.sendall(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: ")
+            connection.sendall(b"%d\r\n\r\n%s" % (len(body), body))
+        assert line.result() == f"error: What answers at {url} (status 502) is not this server"
+
+
 def only_line_of(script: str, *options: str) -> str:
     """All that a script writes to standard error, which must be the one line of its failure."""
     run = subprocess.run(

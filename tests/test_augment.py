@@ -100,7 +100,7 @@ def test_resize_to_the_same_size_is_free(images):
 @pytest.mark.parametrize(
     "augmentation",
     [
-        Augmentation(crop=2, rotation=10, shift=0.1, cutout=8),
+        Augmentation(crop=2, rotation=10, shift=0.1),
         Augmentation(crop=2, zoom=(0.5, 1.1), aspect=1.3, unzoomed=0.2, light=0.2),
     ],
 )

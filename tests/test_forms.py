@@ -131,6 +131,8 @@ def test_no_probability_is_shown_as_0_or_1_and_its_unit_stays_on_its_line():
 def test_page_is_preferred_only_by_name():
     assert prefers_page("text/html")
     assert not prefers_page("text/*")
+    assert prefers_page("a/a," * 100 + "text/html")
+    assert not prefers_page("a/a," * 1000 + "text/html")  # which would take long to read
     assert not prefers_page("")
 
 

@@ -286,6 +286,16 @@ def test_endless_headers_are_refused():
         assert server.gateway.buffered_bytes == 0
 
 
+@pytest.mark.parametrize("name", ["X", "X-%d"])
+def test_headers_without_number_are_refused(name):
+    headers = "".join(f"{name.replace('%d', str(i))}:\r\n" for i in range(300)).encode()
+    with gate() as server:
+        assert code(ask(server.port, b"GET / HTTP/1.1\r\n" + headers)) == "431 headers_too_large"
+        few = headers[: headers.index(b"\r\n", len(headers) // 2)]
+        assert ask(server.port, b"GET / HTTP/1.1\r\nHost: x\r\n" + few + b"\r\n\r\n")[0] == 200
+        assert server.gateway.buffered_bytes == 0
+
+
 def test_endless_headers_that_come_at_once_are_refused_once(caplog):
     sent = request(path="/file", method="GET", x_long="x" * 100_000)
     with gate() as server, connect(server.port) as client:

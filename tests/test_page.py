@@ -3,7 +3,9 @@
 import csv
 import json
 import re
+import shlex
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -370,6 +372,25 @@ def test_answers_are_downloaded_as_json_and_csv(page, tmp_path):
     assert rows[1]["error"] == text["error"]["message"]
 
 
+def test_file_name_that_begins_like_a_formula_is_text_in_the_csv(page, tmp_path):
+    shutil.copy(FROG, tmp_path / "=1+1.jpg")
+    choose(page, tmp_path / "=1+1.jpg")
+    with page.expect_download() as download:
+        button(page, "Download the answers as CSV").click()
+    assert "\n'=1+1.jpg," in Path(download.value.path()).read_text()
+
+
+def test_shown_curl_command_sends_a_file_of_any_name(page, tmp_path):
+    name = """it's a "quoted", odd; name.jpg"""
+    shutil.copy(FROG, tmp_path / name)
+    choose(page, tmp_path / name)
+    command = page.locator("#curl").text_content()
+    run = subprocess.run(
+        shlex.split(command), cwd=tmp_path, check=True, capture_output=True, text=True
+    )
+    assert json.loads(run.stdout)["predictions"][0]["label"] == "frog"
+
+
 def test_camera_of_a_computer_shows_what_it_sees_and_takes_it(page):
     page.context.grant_permissions(["camera"])
     expect(page.locator("label[for=camera]")).to_be_hidden()
@@ -501,6 +522,26 @@ def test_viewer_shows_where_the_network_looked_and_the_picture_again(page):
     complain_not(page)
     switch.click()
     expect(shade).to_be_hidden()
+
+
+def test_explanation_that_comes_late_is_not_shown_over_another_picture(page, tmp_path):
+    shutil.copy(FROG, tmp_path / "other.jpg")
+    choose(page, FROG, tmp_path / "other.jpg")
+    late = []
+    page.route("**/predict?*explain=true", late.append)
+    button(page, "Enlarge frog.jpg").click()
+    button(page, "Where it looked").click()
+    page.wait_for_timeout(100)  # milliseconds, in which the request is on its way
+    page.keyboard.press("Escape")
+    button(page, "Enlarge other.jpg").click()
+    button(page, "Where it looked").click()
+    with page.expect_response("**/predict?*explain=true") as response:
+        late[0].continue_()
+    response.value.finished()
+    page.wait_for_timeout(100)
+    expect(page.locator("#shade")).to_be_hidden()
+    late[1].continue_()
+    expect(page.locator("#shade")).to_be_visible()
 
 
 def test_model_that_cannot_explain_offers_no_switch(page):

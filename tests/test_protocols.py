@@ -278,6 +278,8 @@ def test_only_the_outputs_that_are_asked_for_are_sent(client):
         (files(BASE64, base64.b64encode(PHOTO[:5000]).decode()), 422, "Image 2 of 2: The JPEG"),
         (files(""), 400, "The file is empty"),
         (files(BASE64, outputs=[{"name": "dog"}]), 400, "no output 'dog'. There are: probab"),
+        (squares([5], [1]), 400, f"shape [N, {SIDE}, {SIDE}, 3]"),
+        (squares([[1, 2], [3]], [2]), 400, "whole numbers from 0 to 255"),
         (squares([0] * NUMBERS, [1, 3, SIDE, SIDE]), 400, f"shape [N, {SIDE}, {SIDE}, 3]"),
         (squares([0] * NUMBERS, [1, SIDE, SIDE, 3], "FP32"), 400, "Send image files"),
         (squares([0] * (NUMBERS - 1), [1, SIDE, SIDE, 3]), 400, "elements, the shape"),
@@ -401,10 +403,10 @@ def test_keys_are_asked_for_as_predict_asks():
         assert client.get(path).status_code == 200
 
 
-def test_rate_limit_counts_all_routes_that_classify():
+def test_rate_limit_counts_all_routes_that_classify_together():
     client = create_app(Settings(rate_limit="1/minute")).test_client()
+    assert client.post(INFER, json=files(BASE64)).status_code == 200
     for path, sent in ((INFER, files(BASE64)), (PREDICT, {"instances": [{"b64": BASE64}]})):
-        assert client.post(path, json=sent).status_code == 200
         response = client.post(path, json=sent)
         assert "1 per 1 minute" in refused(response, 429)
         assert response.headers["Retry-After"]

@@ -108,8 +108,9 @@ def test_file_of_no_usable_key_does_not_open_the_server(content, complaint, tmp_
     assert complaint in capsys.readouterr().err
 
 
-def test_environment_of_no_usable_key_does_not_open_the_server(monkeypatch):
-    monkeypatch.setenv("API_KEYS", " ")
+@pytest.mark.parametrize("keys", ["", " "])
+def test_environment_of_no_usable_key_does_not_open_the_server(keys, monkeypatch):
+    monkeypatch.setenv("API_KEYS", keys)
     with pytest.raises(SystemExit, match=r"error: \$API_KEYS holds no key"):
         parse_arguments([])
 

@@ -19,7 +19,6 @@ class Augmentation:
     crop: int = 0  # pixels of reflect padding to crop from, on each side
     rotation: float = 0.0  # degrees, each way
     shift: float = 0.0  # fraction of the side, each way, in both directions
-    cutout: int = 0  # side in pixels of the grey square
     zoom: tuple[float, float] = (1, 1)  # least and most of the image's side that a box takes in
     aspect: float = 1.0  # at most this much wider than high, or higher than wide, is a box
     unzoomed: float = 0.0  # fraction of the images that are cropped only
@@ -170,8 +169,6 @@ def augment(
         images = random_crop(images, augmentation.crop, rng)
     if augmentation.rotation or augmentation.shift:
         images = random_affine(images, augmentation.rotation, augmentation.shift, rng)
-    if augmentation.cutout:
-        images = cutout(images, augmentation.cutout, rng)
     if augmentation.light:
         images = random_light(images, augmentation.light, rng)
     if augmentation.sharpness:

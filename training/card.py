@@ -174,14 +174,13 @@ def main() -> None:
             if record["version"] != bundle.version:
                 sys.exit(f"error: {args.figures} is of {record['version']}, not {bundle.version}.")
             rows += [(f"photos: {name}", *row) for name, row in record["figures"].items()]
-        text = card(bundle.manifest, rows, source=args.source)
+        write_card(args.bundle, card(bundle.manifest, rows, source=args.source))
     except (BundleError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyError as error:
         sys.exit(f"error: a card needs {error}, which {MANIFEST} or the file of figures lacks.")
     except (ValueError, TypeError) as error:
         sys.exit(f"error: {args.figures} is no file of figures: {error}.")
-    write_card(args.bundle, text)
     print(args.bundle / CARD)
 
 

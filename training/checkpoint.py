@@ -32,7 +32,7 @@ UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZip
 
 
 class RunError(Exception):
-    """A run's directory cannot be used; the message says why and what to do."""
+    """A run cannot be made, continued or read; the message says why and what to do."""
 
 
 @dataclass

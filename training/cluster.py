@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from rest_api.bundle import Resize
 from rest_api.cluster import connected
+from rest_api.errors import JobError
 
 if TYPE_CHECKING:
     import keras
@@ -87,7 +88,11 @@ def side_by_side(calls: Mapping[str, Callable[[], Result]], address: str) -> lis
         waiting = list(names)
         while waiting:
             (done,), waiting = ray.wait(waiting)
-            results[done] = result = ray.get(done)
+            try:
+                result = ray.get(done)
+            except ray.exceptions.RayError as error:  # its process died again and again
+                result = JobError(f"{names[done]}: {error}")
+            results[done] = result
             bar.update()
             failed = isinstance(result, Exception)
             tqdm.write(f"{names[done]}: {'stopped by an error' if failed else 'finished'}")

@@ -8,7 +8,6 @@ and evaluation.json to --output.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from rest_api.bundle import FILENAMES, Bundle, BundleError, View, sizes_of
 from rest_api.engine import Outputs, Predict, judge, load_engine, mean_over_views
 from rest_api.images import to_views
 from training import check_installed, metrics
-from training.files import replacing
+from training.files import check_writable, write_json
 
 
 def evaluate(
@@ -32,8 +31,7 @@ def evaluate(
 
     All but `accuracy_tta` are those of the bundle's views.
     """
-    views = views_of(map(Image.fromarray, images), bundle.input_size, bundle.views)
-    outputs = mean_over_views([in_batches(predict, view) for view in views], bundle.early_exit)
+    outputs = outputs_of(predict, bundle, images)
     probabilities = outputs.probabilities
     answered = ~judge(outputs, bundle).uncertain
     # The mean of log probabilities ranks the classes as the mean of logits does.
@@ -55,6 +53,12 @@ def evaluate(
         "confusion": metrics.confusion_matrix(probabilities, labels).tolist(),
         "reliability": metrics.reliability(probabilities, labels).tolist(),
     }
+
+
+def outputs_of(predict: Predict, bundle: Bundle, images: np.ndarray) -> Outputs:
+    """The mean over a bundle's views of images (N, H, W, 3) uint8, as they are served."""
+    views = views_of(map(Image.fromarray, images), bundle.input_size, bundle.views)
+    return mean_over_views([in_batches(predict, view) for view in views], bundle.early_exit)
 
 
 def in_batches(predict: Predict, images: np.ndarray, size: int = 500) -> Outputs:
@@ -124,21 +128,21 @@ def main() -> None:
 
     try:
         bundle = load_cifar10_bundle(args.bundle)
+        output = args.output or Path("runs", f"evaluate-{bundle.name}")
+        check_writable(output)
         predict = load_engine(bundle, args.engine)
         _, (images, labels) = load_cifar10(args.data)
-    except (BundleError, DataError) as error:
+    except (BundleError, DataError, OSError) as error:
         sys.exit(f"error: {error}")
     figures = evaluate(predict, bundle, images, labels)
     print(report(figures))
 
-    output = args.output or Path("runs", f"evaluate-{bundle.name}")
     output.mkdir(parents=True, exist_ok=True)
     confusion = plots.confusion(np.array(figures["confusion"]), bundle.labels)
     plots.save(confusion, output / "confusion.png")
     reliability = plots.reliability({bundle.name: np.array(figures["reliability"])})
     plots.save(reliability, output / "reliability.png")
-    with replacing(output / "evaluation.json") as part:
-        part.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    write_json(output / "evaluation.json", figures)
     print(f"Plots and figures: {output}")
 
 

@@ -37,7 +37,7 @@ from rest_api.bundle import (
 from rest_api.engine import Outputs, Predict, load_engine, mean_over_views, silent_stderr
 from training import import_keras, metrics
 from training.evaluate import in_batches
-from training.files import check_writable, replacing, replacing_folder
+from training.files import check_writable, replacing_folder, write_json
 
 if TYPE_CHECKING:
     import keras
@@ -81,7 +81,7 @@ OOD_SHARE = 0.8
 
 
 class ExportError(Exception):
-    """The exported formats disagree; nothing was written."""
+    """A bundle cannot be exported; the message says why. Nothing was written."""
 
 
 def refuse_other_folder(destination: Path) -> None:
@@ -279,13 +279,12 @@ def write_manifest(folder: Path, description: dict[str, Any]) -> None:
             files[engine] = {"name": name, "bytes": len(content), "sha256": digest}
     manifest = {"schema": SCHEMA, **description, "files": files}
     check_manifest(manifest)
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / MANIFEST, manifest)
 
 
 def change_manifest(bundle: Bundle, **changes: Any) -> Bundle:
     """The bundle with other values in its model.json."""
-    with replacing(bundle.path / MANIFEST) as part:
-        part.write_text(json.dumps(bundle.manifest | changes, indent=2) + "\n", encoding="utf-8")
+    write_json(bundle.path / MANIFEST, bundle.manifest | changes)
     return load_bundle(bundle.path)
 
 

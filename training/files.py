@@ -1,6 +1,7 @@
 """Write files so that a crash never leaves half of one in the place of a good one."""
 
 import contextlib
+import json
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -23,6 +24,12 @@ def replacing(path: Path) -> Iterator[Path]:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write a JSON file in the place of what was there."""
+    with replacing(path) as part:
+        part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 @contextlib.contextmanager

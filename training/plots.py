@@ -31,13 +31,12 @@ matplotlib.rcParams.update(
         "grid.alpha": 0.3,
         "legend.frameon": False,
         "savefig.dpi": 120,
-        "svg.hashsalt": "cifar10-cnn",  # the same figure gives the same file
     }
 )
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG or SVG, by the ending of `path`."""
+    """Write a figure as PNG."""
     with replacing(path) as part:
         figure.savefig(part, bbox_inches="tight")
 

@@ -60,6 +60,8 @@ def parse_arguments() -> argparse.Namespace:
     seed = "random seed of split and training (%(default)s)"
     add("--seed", type=int_between(0, 2**32 - 1), default=0, help=seed)
     args = parser.parse_args()
+    if args.width != 1 and "mobilenetv2" not in (args.compare or [args.backbone]):
+        parser.error("--width is for --backbone mobilenetv2")
     if any(view.size for view in args.views):
         parser.error("a view cannot have a size of its own here; set the network's with --size")
     return args

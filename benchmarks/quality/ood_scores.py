@@ -35,14 +35,14 @@ def main() -> None:
     try:
         folders = by_name([*args.photos, *args.others])
         tasks = {folder.name: survey(folder).photos for folder in args.photos}
+        others = {
+            name: inspect([(path, "") for path in files_in(folder)])[0]
+            for name, folder in folders.items()
+            if name not in tasks
+        }
         maps = load_backbone(args.backbone, args.weights, width=args.width)
     except (PhotosError, WeightsError) as error:
         sys.exit(f"error: {error}")
-    others = {
-        name: inspect([(path, "") for path in files_in(folder)])[0]
-        for name, folder in folders.items()
-        if name not in tasks
-    }
     network = pooled(maps, BACKBONES[args.backbone].image_size)
     cache = Path("runs", "features", cache_name(network, "stretch"))
     vectors = {

@@ -74,8 +74,6 @@ def rows(model: LoadedModel, photos: Path, folders: Sequence[Path]) -> Iterator[
     """Raises PhotosError if a folder cannot be used."""
     files = labelled_files(photos, model.bundle.labels)
     others_in = {name: files_in(folder) for name, folder in by_name(folders).items()}
-    if empty := [name for name, inside in others_in.items() if not inside]:
-        raise PhotosError(f"There are no photos in {', '.join(empty)}.")
     known = classify(model, (file for file, _ in files))
     class_ids = np.array([class_id for _, class_id in files])
     yield from known_rows(known, class_ids, model.bundle.labels)

@@ -11,11 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from benchmarks.common import command_line, print_table
 from rest_api.bundle import BundleError
-from rest_api.engine import load_engine, mean_over_views
+from rest_api.engine import load_engine
 from rest_api.settings import DEFAULT_MODEL
 from training import metrics
 
@@ -53,7 +52,7 @@ def main() -> None:
     parser.add_argument("--data", help="directory of cifar-10-batches-py, default $CIFAR10_DIR")
     args = parser.parse_args()
     from training.cifar10.data import DataError, load_cifar10, load_cifar10_bundle
-    from training.evaluate import in_batches, views_of
+    from training.evaluate import outputs_of
 
     try:
         bundle = load_cifar10_bundle(args.model)
@@ -61,8 +60,7 @@ def main() -> None:
         _, (images, labels) = load_cifar10(args.data)
     except (BundleError, DataError) as error:
         sys.exit(f"error: {error}")
-    views = views_of(map(Image.fromarray, images), bundle.input_size, bundle.views)
-    outputs = mean_over_views([in_batches(predict, view) for view in views], bundle.early_exit)
+    outputs = outputs_of(predict, bundle, images)
     print_table(
         ["coverage", "threshold", "selective accuracy"],
         rows(outputs.probabilities, labels, bundle.threshold),

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 import numpy as np
 
 from benchmarks.common import command_line, fpr95, output_file, print_table, write_json
-from rest_api.bundle import Resize, View
+from rest_api.bundle import Resize, View, sizes_of
 from training import import_keras, metrics
+from training.cifar10 import recipes
 from training.cifar10.data import LABELS, DataError, load_cifar10, split_validation
 from training.cifar10.outliers import held_out, load_cifar100
 
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
 
 SIZES = (32, 36, 40, 44, 48)  # pixels that the network sees of a photo, each way
 VIEWS = tuple(View(resize, mirror) for resize, mirror in product(get_args(Resize), (False, True)))
-SERVED = (View("stretch"), View("center_crop", mirror=True))
-SERVED_SIZES = (32, 44)
 KNOWN = len(LABELS)
 
 
@@ -142,7 +141,11 @@ def measure(
     training, test = load_cifar10(data)
     images, _ = split_validation(*training)[1] if result["measured_on"] == "validation" else test
     class_ids = np.array([class_id for _, class_id in files])
-    paths, served = [path for path, _ in files], [VIEWS.index(view) for view in SERVED]
+    paths, views = [path for path, _ in files], recipes.load("street").views
+    sizes, served = (
+        sizes_of(views, SIZES[0]),
+        [VIEWS.index(View(v.resize, v.mirror)) for v in views],
+    )
     known = {size: outputs(network, photos_in_views(paths, size)) for size in SIZES}
     sets = [(view,) for view in VIEWS] + list(product(VIEWS[::2], VIEWS[1::2]))
     by_size = {
@@ -167,8 +170,8 @@ def measure(
             one: {two: metrics.accuracy(of_sizes(one, two).mean(1), class_ids) for two in SIZES}
             for one in SIZES
         },
-        "averaging": averaging(of_sizes(*SERVED_SIZES), class_ids),
-        "confusion": metrics.confusion_matrix(of_sizes(*SERVED_SIZES).mean(1), class_ids).tolist(),
+        "averaging": averaging(of_sizes(*sizes), class_ids),
+        "confusion": metrics.confusion_matrix(of_sizes(*sizes).mean(1), class_ids).tolist(),
         "others": list(score_rows(pair, shown, fitted)),
         "cifar100": list(score_rows(outputs(network, images), unseen, fitted)),
     }

@@ -69,6 +69,8 @@ def main() -> None:
             for name, seed in splits
             for bundle in [f"{name}-seed{seed}"]
         }
+        if args.cluster:  # side by side, they would write the same cache
+            calls = {name: partial(call, runs=Path("runs", name)) for name, call in calls.items()}
         for (name, _), (report, _) in zip(splits, results_of(calls, args.cluster), strict=True):
             figures[name].append(report | of_split(report))
     except (RunError, ExportError, PhotosError, WeightsError, JobError) as error:

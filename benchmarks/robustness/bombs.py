@@ -119,9 +119,9 @@ def jpeg_segments(data: bytes, *segments: tuple[int, bytes]) -> bytes:
     return data[:2] + extra + data[2:]
 
 
-def jpeg_scans(size: tuple[int, int], scans: int, **options: object) -> bytes:
+def jpeg_scans(size: tuple[int, int], scans: int) -> bytes:
     """A progressive JPEG whose last scan comes again and again."""
-    data = encoded(Image.new("RGB", size, (200, 30, 90)), "JPEG", progressive=True, **options)
+    data = encoded(Image.new("RGB", size, (200, 30, 90)), "JPEG", progressive=True)
     last = data.rindex(b"\xff\xda")
     return data[:last] + data[last:-2] * scans + data[-2:]
 

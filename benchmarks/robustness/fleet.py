@@ -90,13 +90,11 @@ def proxy(servers: Sequence[int]) -> Iterator[int]:
 
 
 @contextmanager
-def fleet(*options: str) -> Iterator[tuple[int, list[Server]]]:
+def fleet() -> Iterator[tuple[int, list[Server]]]:
     """Four servers behind the proxy; yields its port and the servers."""
     with ExitStack() as stack:
         ports = [free_port() for _ in range(SERVERS)]
-        servers = [
-            stack.enter_context(running(Server(port, "--proxies", "1", *options))) for port in ports
-        ]
+        servers = [stack.enter_context(running(Server(port, "--proxies", "1"))) for port in ports]
         yield stack.enter_context(proxy(ports)), servers
 
 

@@ -74,8 +74,10 @@ def slow_body(address: Address, seconds: float) -> None:
 
 
 def slow_reader(address: Address, seconds: float) -> None:
-    """Asks for the largest file that there is, many times, and reads nothing."""
-    with connect(address) as client:
+    """Asks for the largest file that there is, and reads nothing."""
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # or the system takes it all
+        client.connect(address)
         client.sendall(GET.replace(b"/health/live", b"/docs/swagger-ui-bundle.js"))
         time.sleep(seconds)
 
@@ -107,6 +109,15 @@ def oversized(address: Address, seconds: float) -> None:
     start = random.choice([b"", b"GET /", b"GET / HTTP/1.1\r\nX: "])  # noqa: S311
     with connect(address) as client:
         client.sendall(start + b"A" * 1_000_000)
+        hold(client, min(seconds, 1))
+
+
+def many_headers(address: Address, seconds: float) -> None:
+    """As many headers as fit into what a head may take, the same or not."""
+    names = [b"X", *(b"%x" % number for number in range(10_000))]
+    lines = random.choice([b"X:\r\n" * 20_000, b":\r\n".join(names)])  # noqa: S311
+    with connect(address) as client:
+        client.sendall(HEAD + lines[:60_000])
         hold(client, min(seconds, 1))
 
 
@@ -163,6 +174,7 @@ CLIENTS: dict[str, Callable[[Address, float], None]] = {
         flood,
         malformed,
         oversized,
+        many_headers,
         endless_body,
         announced,
         tiny_chunks,

@@ -31,7 +31,7 @@ from rest_api.bundle import FILENAMES, MANIFEST, load_bundle
 
 # The type to compute in is given: a recipe may take what is fastest when the run begins.
 RECIPE = ("classic", "--epochs", "12", "--dtype", "float32")
-BACKBONE = ("--weights", "random", "--width", "0.35", "--size", "32")
+BACKBONE = ("--weights", "random", "--size", "32")
 CHANGES = {"seconds", "seconds_in_steps"}  # from one run to the next
 
 

@@ -40,10 +40,10 @@ def augmentations(images: np.ndarray) -> Iterator[list[str]]:
     for name, augmentation in (
         ("shift by 2 pixels, reflected", Augmentation(crop=2)),
         ("rotate by 10 degrees and shift by 0.1", Augmentation(rotation=10, shift=0.1)),
-        ("cutout of 8 pixels", Augmentation(cutout=8)),
     ):
         rate = images_per_second(lambda how=augmentation: augment.augment(images, how, rng))
         yield [name, f"{rate:,.0f}"]
+    yield ["cutout", f"{images_per_second(lambda: augment.cutout(images, 8, rng)):,.0f}"]
     yield ["mirror", f"{images_per_second(lambda: augment.flip(images, mirrored)):,.0f}"]
 
 

@@ -11,6 +11,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,9 @@ def train(name: str, seed: int, output: Path, options: Sequence[str]) -> dict[st
     """The result of a run, which is trained where it is not finished."""
     run = output / f"{name}-seed{seed}"
     command = ["training.train", name, "--final", "--seed", str(seed), "--output", str(run)]
-    subprocess.run(
-        [sys.executable, "-m", *command, *options], check=True, stdout=subprocess.DEVNULL
-    )
+    done = subprocess.run([sys.executable, "-m", *command, *options], stdout=subprocess.DEVNULL)
+    if done.returncode:
+        sys.exit(done.returncode)  # it has said why
     return json.loads((run / "result.json").read_text(encoding="utf-8"))
 
 
@@ -43,7 +44,7 @@ def rows(results: dict[str, list[dict[str, Any]]]) -> Iterator[list[str]]:
             mean_and_std([100 * run["accuracy_tta"] for run in runs], " %"),
             mean_and_std([each / 60 for each in seconds]),
             mean_and_std(ratios),
-            f"{pflop(recipes.load(name)):.3f}",
+            f"{pflop(replace(recipes.load(name), epochs=runs[0]['epochs'])):.3f}",
             f"{statistics.mean(outside):.1%}",
         ]
 

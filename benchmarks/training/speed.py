@@ -32,8 +32,9 @@ def images_per_second(recipe: Recipe, image_size: int, frozen: str = "") -> floa
     return 1000 * len(images) / float(np.median(times[1:]))  # the first step compiles
 
 
-def matrix_product_gflops(dtype: str, size: int = 2048, repeats: int = 20) -> float:
+def matrix_product_gflops(dtype: str) -> float:
     """What this machine reaches on square matrices, in 1e9 operations per second."""
+    size, repeats = 2048, 20
     a = keras.ops.cast(keras.random.normal((size, size)), dtype)
     keras.ops.matmul(a, a)
 
@@ -50,13 +51,13 @@ def gflop_per_image(network: keras.Model, image_size: int) -> float:
     return 3 * sum(operations(network, image_size).values()) / 1e9
 
 
-def pflop(recipe: Recipe, images: int = 50_000) -> float:
-    """Arithmetic of a whole training on so many images, counted so, in 1e15; without evaluation.
+def pflop(recipe: Recipe) -> float:
+    """Arithmetic of a whole training on 50,000 images, counted so, in 1e15; without evaluation.
 
     Outliers count, too, as many as a recipe shows beside the images.
     """
     network = recipe.network()
-    steps_per_epoch = round(images * (1 + recipe.outliers)) // recipe.batch_size
+    steps_per_epoch = round(50_000 * (1 + recipe.outliers)) // recipe.batch_size
     shown: dict[int, int] = defaultdict(int)  # {image size: images}
     steps_of_epoch = train.steps_of_epochs(recipe, recipe.epochs, steps_per_epoch)
     for epoch, steps in enumerate(steps_of_epoch):

@@ -14,6 +14,7 @@ const KNOWN = { "airplane-or-automobile": ["automobile"] };
 const $ = (id) => document.getElementById(id);
 const pictures = new Map(); // <li>, in their order → {file, url, answer, stop}
 const waiting = []; // <li> whose turn is to come
+let viewed; // whose picture is enlarged
 let workers = 0;
 let models = [];
 let modelsMissing = false; // whether they could not be loaded: the next attempt loads them again
@@ -223,6 +224,7 @@ function othersThan(shown, name) {
 }
 
 function view(card) {
+  viewed = card;
   const { file, url, answer } = pictures.get(card);
   const explains = models.find(({ name }) => name === answer?.model?.name)?.explains;
   $("look").hidden = !explains;
@@ -251,9 +253,11 @@ async function look(card) {
   try {
     const response = await request(`${predictUrl()}&explain=true`, { method: "POST", body });
     const answer = await jsonOf(response, "explanation");
+    if (viewed !== card) return;
     drawShade(answer.explanation.grid);
     $("shade").hidden = button.getAttribute("aria-pressed") === "false";
   } catch (error) {
+    if (viewed !== card) return;
     button.setAttribute("aria-pressed", false);
     $("viewer-answer").textContent = error.message;
   }
@@ -282,7 +286,7 @@ function results() {
   return [...pictures.values()].map(({ file, answer }) => ({ filename: file.name, ...answer }));
 }
 
-// The columns of `python -m rest_api.predict --format csv`, and one more.
+// The columns of `python -m rest_api.predict --format csv --top 5`, and one more.
 function csv() {
   const ranks = Array.from({ length: TOP }, (_, rank) => rank);
   const guesses = ranks.flatMap((rank) => [`label_${rank + 1}`, `probability_${rank + 1}`]);
@@ -302,7 +306,9 @@ function csv() {
   return [head, ...rows].map((cells) => `${cells.map(cell).join(",")}\r\n`).join("");
 }
 
-function cell(value = "") {
+// A spreadsheet would take a text that begins like a formula for one.
+function cell(given = "") {
+  const value = /^[=+\-@\t\r]/.test(given) ? `'${given}` : given;
   return /[",\r\n]/.test(value) ? `"${value.replaceAll('"', '""')}"` : value;
 }
 
@@ -310,9 +316,14 @@ function cell(value = "") {
 
 function curlLine() {
   const names = [...pictures.values()].map(({ file }) => file.name);
-  const files = (names.length ? names : ["photo.jpg"]).map((name) => `-F ${quote(`image=@${name}`)}`);
+  const files = (names.length ? names : ["photo.jpg"]).map((name) => `-F ${quote(`image=@${part(name)}`)}`);
   const key = $("key").value ? ' -H "X-API-Key: $API_KEY"' : "";
   return `curl -X POST${key} ${files.join(" ")} ${quote(predictUrl())}`;
+}
+
+// A file's name as curl's -F reads it.
+function part(name) {
+  return /[,;"\\]/.test(name) ? `"${name.replaceAll(/["\\]/g, "\\$&")}"` : name;
 }
 
 function quote(text) {

@@ -94,7 +94,7 @@ def load_cifar10(directory: str | Path | None = None) -> tuple[Split, Split]:
     """Load (train, test), each (images (N, 32, 32, 3) uint8, labels (N,) int64).
 
     `directory` (default: the environment variable CIFAR10_DIR) holds `cifar-10-batches-py` or
-    is that folder. With neither, Keras downloads the files once into ~/.keras.
+    is that folder. With neither, Keras downloads the files once into ~/.keras. Raises DataError.
     """
     directory = directory or os.environ.get("CIFAR10_DIR")
     if not directory:

@@ -27,7 +27,7 @@ from training.export import COVERAGE, calibrate, export, refuse_other_folder
 from training.ood import log_odds
 
 # Of the photos that thresholds are fitted on, what is answered. With 95 %, of the photos of other
-# things 30 % would be answered, in place of 22 %.
+# things 30 % were answered, in place of 22 % (an earlier `street`, 2026-11-25).
 PHOTO_COVERAGE = 0.93
 
 
@@ -154,7 +154,7 @@ def export_run(
 
     Raises RunError, DataError, PhotosError and ExportError; then nothing is written.
     """
-    destination = destination.absolute()  # "." has no name
+    run, destination = run.absolute(), destination.absolute()  # "." has no name
     refuse_other_folder(destination)
     network, result = load_network(run)
     training, (images, labels) = load_cifar10(data)

@@ -66,7 +66,7 @@ def gelu(x: Tensor) -> Tensor:
     return x * ops.sigmoid(1.702 * x)
 
 
-def fast_vgg(widths: Sequence[int] = (64, 256, 256), *, classes: int = 10) -> keras.Model:
+def fast_vgg(classes: int = 10) -> keras.Model:
     """The network of airbench94 (Jordan 2024, arXiv:2404.00498), 1.97 M parameters.
 
     A 2x2 whitening convolution with a frozen kernel, three blocks of
@@ -78,7 +78,7 @@ def fast_vgg(widths: Sequence[int] = (64, 256, 256), *, classes: int = 10) -> ke
         return gelu(BatchNorm(scale=False, momentum=0.6, epsilon=1e-5)(x))
 
     inputs, x = whitened(gelu)
-    for block, width in enumerate(widths, 1):
+    for block, width in enumerate((64, 256, 256), 1):
         x = norm_gelu(layers.MaxPooling2D()(_convolution(x, width, f"conv{block}a")))
         x = norm_gelu(_convolution(x, width, f"conv{block}b"))
     return keras.Model(inputs, linear_head(x, classes), name="fast_vgg")

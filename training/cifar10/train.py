@@ -39,7 +39,7 @@ from training.checkpoint import (
 from training.cifar10 import outliers, recipes
 from training.cifar10.data import HELD_OUT, LABELS, Split, load_cifar10, split_validation
 from training.cifar10.recipes import Recipe
-from training.files import check_writable, replacing
+from training.files import check_writable, replacing, write_json
 from training.precision import fastest_dtype, on_accelerator
 
 AVERAGE_EVERY = 5  # steps
@@ -60,7 +60,7 @@ def train(
     epochs: float | None = None,
     started: float | None = None,
 ) -> tuple[keras.Model, TrainState]:
-    """Train, or go on training, in the directory `run`; returns the network and its history.
+    """Train, or go on training, in the directory `run`; returns the network and the run's state.
 
     Images are (N, 32, 32, 3) uint8, labels (N,) integers; the labels of `others`, images of none
     of the ten classes, begin at 10. All randomness is a function of the seed and the epoch, so a
@@ -68,7 +68,7 @@ def train(
     (time.perf_counter()) backdates the clock. Raises RunError.
     """
     started = time.perf_counter() if started is None else started
-    images, labels = data
+    images, _ = data
     epochs = recipe.epochs if epochs is None else epochs
     recipe = replace(recipe, dtype=dtype_of(recipe, run / CHECKPOINT))
     drawn = min(round(recipe.outliers * len(images)), len(others[1])) if others else 0
@@ -105,7 +105,7 @@ def train(
     bar = tqdm(total=total_steps * batch_size, initial=done, unit="img", disable=None)
     losses = np.array(state.losses or np.full(len(images) + drawn, inf), np.float32)
     train_steps = fit_steps if on_accelerator() else single_steps
-    if selective(recipe):
+    if shows_hardest(recipe):
         train_steps = partial(single_steps, losses=losses)
     for epoch in range(first, ceil(epochs)):
         image_size, frozen = phase = phase_of_epoch(recipe, epoch)
@@ -113,36 +113,30 @@ def train(
             for name in frozen:
                 freeze(network, name)
             network.make_train_function(force=True)  # one graph for each phase: fixed shapes
-            size = images.shape[1] if recipe.augmentation.boxes else image_size
-            known = augment.resize(images, size), labels
-            unknown = (augment.resize(others[0], size), others[1]) if others else None
+            known = at_size(data, recipe, image_size)
+            unknown = at_size(others, recipe, image_size) if others else None
         shown = outliers.draw(known, unknown, drawn, epoch, seed) if unknown else known
-        augmentation = augmentation_of_epoch(recipe, epoch, epochs)
         make_batches = partial(
             batches_of_epoch,
             *shown,
-            augmentation,
-            batch_size,
-            epoch,
-            seed,
-            image_size,
-            network.output_shape[-1],
+            augmentation=augmentation_of_epoch(recipe, epoch, epochs),
+            batch_size=batch_size,
+            epoch=epoch,
+            seed=seed,
+            image_size=image_size,
+            classes=network.output_shape[-1],
         )
         bar.set_description(f"epoch {epoch + 1}/{ceil(epochs)}")
         steps = steps_of_epoch[epoch]
         ends.clear()
         losses[len(images) :] = inf  # outliers, which are others in each epoch
-        wanted = hardest(losses, steps * batch_size) if selective(recipe) else None
+        wanted = hardest(losses, steps * batch_size) if shows_hardest(recipe) else None
         batches = islice(make_batches(wanted=wanted), steps)
         figures = train_steps(network, batches, steps, after_step, bar)
         if state.step == total_steps:
-            for average in averages.values():
-                network.set_weights(average)
-            if recipe.averaged:
-                set_statistics(network, islice(make_batches(), STATISTICS_BATCHES))
-
+            finish(network, recipe, averages, make_batches())
         figures |= validate(network, validation) if validation else {}
-        if selective(recipe):
+        if shows_hardest(recipe):
             state.losses = losses.tolist()
         state.epoch = epoch + 1
         state.seconds = round(before + time.perf_counter() - started, 1)
@@ -263,9 +257,9 @@ def build(
         from_logits=True, label_smoothing=recipe.label_smoothing
     )
     optimizer = recipe.optimizer(steps_per_epoch, epochs)
-    each = [LossOfEach(min(recipe.batch_size, len(images)))] if selective(recipe) else []
+    each = [LossOfEach(min(recipe.batch_size, len(images)))] if shows_hardest(recipe) else []
     # Lookahead comes between two steps, and so does the loss of each image.
-    grouped = on_accelerator() and not recipe.lookahead and not selective(recipe)
+    grouped = on_accelerator() and not recipe.lookahead and not shows_hardest(recipe)
     steps = STEPS_IN_A_GRAPH if grouped else 1
     # XLA is left to Keras: it takes it on a GPU, but not on a CPU, where oneDNN is faster.
     network.compile(optimizer, loss, metrics=["accuracy", *each], steps_per_execution=steps)
@@ -317,14 +311,14 @@ class LossOfEach(keras.metrics.Metric):
         return ops.convert_to_tensor(self.losses)
 
 
-def selective(recipe: Recipe) -> bool:
+def shows_hardest(recipe: Recipe) -> bool:
     """Whether some epochs show a part of the images alone."""
     return min(recipe.hardest.values()) < 1
 
 
 def share_of_epoch(recipe: Recipe, epoch: int) -> float:
     """The fraction of the training images that the epoch shows."""
-    return recipe.hardest[max(start for start in recipe.hardest if start <= epoch)]
+    return value_at(recipe.hardest, epoch)
 
 
 def hardest(losses: np.ndarray, number: int) -> np.ndarray:
@@ -340,7 +334,18 @@ def hardest(losses: np.ndarray, number: int) -> np.ndarray:
 
 def image_size_of_epoch(recipe: Recipe, epoch: int) -> int:
     """Width and height, in pixels, of the training images in that epoch."""
-    return recipe.resolution[max(start for start in recipe.resolution if start <= epoch)]
+    return value_at(recipe.resolution, epoch)
+
+
+def value_at(values: Mapping[int, Any], epoch: int) -> Any:
+    """What holds in an epoch of values that are given by the epoch from which they hold."""
+    return values[max(start for start in values if start <= epoch)]
+
+
+def at_size(data: Split, recipe: Recipe, image_size: int) -> Split:
+    """Images and labels for epochs of that size; boxes are cut out of the images as they are."""
+    images, labels = data
+    return (images if recipe.augmentation.boxes else augment.resize(images, image_size)), labels
 
 
 def phase_of_epoch(recipe: Recipe, epoch: int) -> tuple[int, list[str]]:
@@ -356,7 +361,7 @@ def phase_of_epoch(recipe: Recipe, epoch: int) -> tuple[int, list[str]]:
 def freeze(network: keras.Model, name: str) -> None:
     """Stop training a layer and all before it, so that no gradient is computed for them.
 
-    Our BatchNorm, frozen, still normalises by each batch and keeps its statistics.
+    Our BatchNorm, frozen, still normalises by each batch and goes on updating its statistics.
     """
     last = network.get_layer(name)
     for layer in network.layers:
@@ -370,6 +375,19 @@ def augmentation_of_epoch(recipe: Recipe, epoch: int, epochs: float) -> Augmenta
     if epoch < epochs - recipe.sharp_epochs:
         return recipe.augmentation
     return replace(recipe.augmentation, rotation=0, shift=0)
+
+
+def finish(
+    network: keras.Model,
+    recipe: Recipe,
+    averages: Mapping[str, list[np.ndarray]],
+    batches: Iterator[Batch],
+) -> None:
+    """Give the network its averaged weights, where the recipe keeps an average."""
+    for average in averages.values():
+        network.set_weights(average)
+    if recipe.averaged:
+        set_statistics(network, islice(batches, STATISTICS_BATCHES))
 
 
 def update_average(average: list[np.ndarray], network: keras.Model, share: float) -> None:
@@ -518,20 +536,18 @@ def run_recipe(
         raise RunError(
             f"{run} cannot be written: {error.strerror}. Give another --output."
         ) from error
-    trained_on, test = load_cifar10(data)
-    validation, held_out = None, 0
+    trained_on, measured_on = load_cifar10(data)
     if not final:
-        trained_on, validation = split_validation(*trained_on)
+        trained_on, measured_on = split_validation(*trained_on)
     elif hold_out:
-        trained_on, kept = split_validation(*trained_on, HELD_OUT)
-        held_out = len(kept[1])
+        trained_on, _ = split_validation(*trained_on, HELD_OUT)
     others = None
     if recipe.outliers:
         others = outliers.outliers(outliers.load_cifar100(cifar100), seed)
     network, state = train(
         recipe,
         trained_on,
-        validation,
+        None if final else measured_on,
         run,
         others=others,
         seed=seed,
@@ -539,14 +555,14 @@ def run_recipe(
         started=started,
     )
     evaluation = time.perf_counter()
-    images, labels = validation or test
+    images, labels = measured_on
     logits, logits_tta = predict_views(network, images, recipe.augmented_share)
     evaluation = time.perf_counter() - evaluation
     plots.save(plots.curves(state.history, run.name), run / CURVES)
     result = {
         "recipe": name,
         **state.settings,
-        "held_out": held_out,
+        "held_out": HELD_OUT if final and hold_out else 0,
         "date": datetime.date.today().isoformat(),
         "measured_on": "test" if final else "validation",
         "accuracy": metrics.accuracy(logits, labels),
@@ -555,8 +571,7 @@ def run_recipe(
         "seconds_in_steps": round(sum(row["seconds_in_steps"] for row in state.history), 1),
         "versions": versions(),
     }
-    with replacing(run / RESULT) as part:
-        part.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_json(run / RESULT, result)
     return result
 
 

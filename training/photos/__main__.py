@@ -4,13 +4,16 @@ import argparse
 import sys
 from pathlib import Path
 
-from training.photos.inspect import PhotosError, report, survey
+from training import check_installed
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m training.photos", description=__doc__)
     parser.add_argument("photos", type=Path, help="a folder that holds one folder per class")
     args = parser.parse_args()
+    check_installed()
+    from training.photos.inspect import PhotosError, report, survey
+
     try:
         print(report(survey(args.photos)))
     except PhotosError as error:

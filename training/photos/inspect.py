@@ -99,10 +99,7 @@ def class_files(folder: Path) -> list[tuple[Path, str]]:
         raise PhotosError(f"{folder} must hold a folder per class, at least two; it holds {names}.")
     files = []
     for label in labels:
-        inside = files_in(label)
-        if not inside:
-            raise PhotosError(f"{label} is empty. Put photos of the class into it, or remove it.")
-        files += [(path, label.name) for path in inside]
+        files += [(path, label.name) for path in files_in(label)]
     return files
 
 
@@ -129,9 +126,12 @@ def read(file: Path, image_size: int) -> Image.Image:
 
 
 def files_in(folder: Path) -> list[Path]:
-    """All files below a folder except hidden ones, sorted."""
-    inside = (path for path in folder.rglob("*") if path.is_file())
-    return sorted(p for p in inside if not any(n[0] == "." for n in p.relative_to(folder).parts))
+    """All files below a folder except hidden ones, sorted. Raises PhotosError if there are none."""
+    inside = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    files = sorted(folder / p for p in inside if not any(name[0] == "." for name in p.parts))
+    if not files:
+        raise PhotosError(f"{folder} holds no files. Put photos into it, or leave it out.")
+    return files
 
 
 def by_name(folders: Iterable[Path]) -> dict[str, Path]:

@@ -398,14 +398,14 @@ def transfer(
     refuse_other_folder(destination)
     inspect.by_name([*background, *others])  # or one would be lost
     inspect.check_separate([folder, *background, *others])
+    keras.utils.set_random_seed(seed)  # for weights and dropout of the backbone
+    maps = load_backbone(backbone, weights, width=width)
     found, dataset = gather(folder, background, seed)
     if background:  # in a hidden folder, which is in no background, and not that of another run
         dataset.parts["train"] += synthetic_photos(runs / f".synthetic-{destination.name}")
     ood_photos = {path.name: photos_of_nothing(path) for path in others}
     text = inspect.report(found, seed)
     print(text, flush=True)
-    keras.utils.set_random_seed(seed)  # for weights and dropout of the backbone
-    maps = load_backbone(backbone, weights, width=width)
     image_size = image_size or BACKBONES[backbone].image_size
     task = Task(dataset, maps, image_size, tuple(views), tuning, coverage, seed, runs, compute)
     selection = select(task)

@@ -6,7 +6,7 @@ images/s, 761 in float32. The published run, which this shortens, took 275 epoch
 What matters most is the end: 60 epochs without sharp ones reached 89.6 % of the validation images,
 three sharp ones after them 91.2 %.
 
-    python -m training.train classic
+    python -m training.train classic --final
 """
 
 import keras
