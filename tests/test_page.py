@@ -528,7 +528,7 @@ def test_explanation_that_comes_late_is_not_shown_over_another_picture(page, tmp
     shutil.copy(FROG, tmp_path / "other.jpg")
     choose(page, FROG, tmp_path / "other.jpg")
     late = []
-    page.route("**/predict?*explain=true", late.append)
+    page.route("**/predict?*explain=true", lambda route: late.append(route))
     button(page, "Enlarge frog.jpg").click()
     button(page, "Where it looked").click()
     page.wait_for_timeout(100)  # milliseconds, in which the request is on its way

@@ -162,7 +162,7 @@ def test_unusable_folders_are_refused_by_name(folder):
     with pytest.raises(PhotosError, match="at least two; it holds none"):
         survey(folder / "cat")
     (folder / "bird").mkdir()
-    with pytest.raises(PhotosError, match="bird is empty"):
+    with pytest.raises(PhotosError, match="bird holds no files"):
         survey(folder)
     for i in range(MIN_PHOTOS - 1):
         picture(300 + i).save(folder / "bird" / f"{i}.png")

@@ -90,6 +90,18 @@ def test_runs_side_by_side_outlive_their_processes_and_each_others_errors(
         side_by_side({"diverges": diverges, "dies": dies}, cluster.address)
     assert Path("checkpoint").exists()
 
+    def always_dies() -> str:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return ""
+
+    def lives() -> str:
+        Path("lived").touch()
+        return ""
+
+    with pytest.raises(JobError, match=r"^hopeless: "):
+        side_by_side({"hopeless": always_dies, "lives": lives}, cluster.address)
+    assert Path("lived").exists()
+
 
 @pytest.mark.parametrize(
     ("runs", "nodes", "cpus"),

@@ -196,11 +196,11 @@ def main() -> None:
     from training.photos.inspect import PhotosError, by_name, files_in, labelled_files
 
     try:
-        files = labelled_files(args.photos, LABELS)
+        runs, files = by_name(args.runs), labelled_files(args.photos, LABELS)
         others = [path for folder in args.others for path in files_in(folder)]
         measured = {
             name: measure(run, files, others, args.data, args.outliers)
-            for name, run in by_name(args.runs).items()
+            for name, run in runs.items()
         }
     except (RunError, DataError, PhotosError) as error:
         sys.exit(f"error: {error}")

@@ -536,11 +536,12 @@ def run_recipe(
         raise RunError(
             f"{run} cannot be written: {error.strerror}. Give another --output."
         ) from error
-    trained_on, measured_on = load_cifar10(data)
+    (trained_on, measured_on), held_out = load_cifar10(data), 0
     if not final:
         trained_on, measured_on = split_validation(*trained_on)
     elif hold_out:
-        trained_on, _ = split_validation(*trained_on, HELD_OUT)
+        trained_on, (_, kept) = split_validation(*trained_on, HELD_OUT)
+        held_out = len(kept)
     others = None
     if recipe.outliers:
         others = outliers.outliers(outliers.load_cifar100(cifar100), seed)
@@ -562,7 +563,7 @@ def run_recipe(
     result = {
         "recipe": name,
         **state.settings,
-        "held_out": HELD_OUT if final and hold_out else 0,
+        "held_out": held_out,
         "date": datetime.date.today().isoformat(),
         "measured_on": "test" if final else "validation",
         "accuracy": metrics.accuracy(logits, labels),
