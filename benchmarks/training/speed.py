@@ -61,5 +61,5 @@ def pflop(recipe: Recipe) -> float:
     shown: dict[int, int] = defaultdict(int)  # {image size: images}
     steps_of_epoch = train.steps_of_epochs(recipe, recipe.epochs, steps_per_epoch)
     for epoch, steps in enumerate(steps_of_epoch):
-        shown[train.image_size_of_epoch(recipe, epoch)] += steps * recipe.batch_size
+        shown[train.value_at(recipe.resolution, epoch)] += steps * recipe.batch_size
     return sum(n * gflop_per_image(network, size) for size, n in shown.items()) / 1e6

@@ -176,7 +176,7 @@ def steps_of_epochs(recipe: Recipe, epochs: float, steps_per_epoch: int) -> list
             f"Cannot train for {epochs:g} epochs: an epoch has {steps_per_epoch} steps, "
             f"so give a number of at least {least:g}."
         )
-    shares = (share_of_epoch(recipe, epoch) for epoch in range(ceil(epochs)))
+    shares = (value_at(recipe.hardest, epoch) for epoch in range(ceil(epochs)))
     whole = [max(1, int(share * steps_per_epoch)) for share in shares]
     return [*whole[:-1], ceil(whole[-1] * (epochs - len(whole) + 1))]
 
@@ -316,11 +316,6 @@ def shows_hardest(recipe: Recipe) -> bool:
     return min(recipe.hardest.values()) < 1
 
 
-def share_of_epoch(recipe: Recipe, epoch: int) -> float:
-    """The fraction of the training images that the epoch shows."""
-    return value_at(recipe.hardest, epoch)
-
-
 def hardest(losses: np.ndarray, number: int) -> np.ndarray:
     """Which images have so many of the largest losses, (N,) bool.
 
@@ -330,11 +325,6 @@ def hardest(losses: np.ndarray, number: int) -> np.ndarray:
     wanted = np.zeros(len(losses), bool)
     wanted[np.argsort(-losses, kind="stable")[:number]] = True
     return wanted
-
-
-def image_size_of_epoch(recipe: Recipe, epoch: int) -> int:
-    """Width and height, in pixels, of the training images in that epoch."""
-    return value_at(recipe.resolution, epoch)
 
 
 def value_at(values: Mapping[int, Any], epoch: int) -> Any:
@@ -355,7 +345,7 @@ def phase_of_epoch(recipe: Recipe, epoch: int) -> tuple[int, list[str]]:
     """
     frozen = [name for name, start in recipe.frozen.items() if start <= epoch]
     everything = keras.backend.backend() == "jax"
-    return image_size_of_epoch(recipe, epoch), [] if everything else frozen
+    return value_at(recipe.resolution, epoch), [] if everything else frozen
 
 
 def freeze(network: keras.Model, name: str) -> None:
