@@ -195,7 +195,6 @@ def single_steps(
     """
     sums = {"loss": 0.0, "accuracy": 0.0}
     for done, (images, targets, chosen) in enumerate(batches, start=1):
-        network.reset_metrics()
         logs = network.train_on_batch(images, targets, return_dict=True)
         if losses is not None:
             losses[chosen] = logs[LossOfEach.NAME]
