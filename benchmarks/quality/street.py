@@ -142,10 +142,8 @@ def measure(
     images, _ = split_validation(*training)[1] if result["measured_on"] == "validation" else test
     class_ids = np.array([class_id for _, class_id in files])
     paths, views = [path for path, _ in files], recipes.load("street").views
-    sizes, served = (
-        sizes_of(views, SIZES[0]),
-        [VIEWS.index(View(v.resize, v.mirror)) for v in views],
-    )
+    sizes = sizes_of(views, SIZES[0])
+    served = [VIEWS.index(View(view.resize, view.mirror)) for view in views]
     known = {size: outputs(network, photos_in_views(paths, size)) for size in SIZES}
     sets = [(view,) for view in VIEWS] + list(product(VIEWS[::2], VIEWS[1::2]))
     by_size = {
