@@ -504,6 +504,38 @@ def test_fine_tuning_that_harms_is_rejected(photos, tmp_path, monkeypatch, uncal
     assert uncalibrated == [None] * 3
 
 
+def test_background_to_fine_tune_on_is_no_larger_than_a_class_on_average(photos):
+    _, dataset = transfer.gather(photos, [], 0)
+    known = dataset.photos("train")
+    others = [replace(photo, label=transfer.BACKGROUND) for photo in known]
+    parts = dataset.parts | {"train": known + others}
+    shown = replace(dataset, parts=parts).to_tune_on("train")
+    assert shown[: len(known)] == known
+    assert {photo.label for photo in shown[len(known) :]} == {transfer.BACKGROUND}
+    assert len(shown) - len(known) == len(known) // len(dataset.labels) < len(others)
+
+
+@pytest.mark.slow
+def test_photos_of_the_classes_alone_decide_whether_fine_tuning_is_kept(
+    photos, tmp_path, monkeypatch, uncalibrated
+):
+    def validate(network, photos, *_) -> tuple[float, float]:
+        shown.append(photos)
+        return 1.0, 0.5
+
+    shown: list = []
+    monkeypatch.setattr(tuning, "EPOCHS", 2)
+    monkeypatch.setattr(tuning, "validate", validate)
+    task = task_of(photos, tmp_path)
+    parts = {
+        part: [*some, *(replace(photo, label=transfer.BACKGROUND) for photo in some)]
+        for part, some in task.dataset.parts.items()
+    }
+    transfer.select(replace(task, dataset=replace(task.dataset, parts=parts)))
+    assert shown
+    assert all(some == task.dataset.photos("validation") for some in shown)
+
+
 @pytest.mark.slow
 def test_rejected_fine_tuning_is_not_drawn(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(transfer, "load_backbone", small_backbone)

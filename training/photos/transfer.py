@@ -67,6 +67,12 @@ class Dataset:
     def background(self, *parts: Part) -> list[Photo]:
         return [p for part in parts for p in self.parts[part] if p.label == BACKGROUND]
 
+    def to_tune_on(self, *parts: Part) -> list[Photo]:
+        """The photos to fine-tune on: of the background, which may be large, no more than of a
+        class on average."""
+        known = self.photos(*parts)
+        return known + some_of(self.background(*parts), len(known) // len(self.labels))
+
     def class_ids(self, photos: Sequence[Photo]) -> np.ndarray:
         """The class of each photo, (N,) integers."""
         ids = {label: number for number, label in enumerate([*self.labels, BACKGROUND])}
@@ -199,9 +205,12 @@ def select(task: Task) -> Selection:
     if task.tuning:
         whole = end_to_end(task, heads[penalty])
         start = whole.get_weights()
-        shown = validation, dataset.class_ids(validation), task.image_size, task.resize
+        # Of the classes alone: the background's photos, nearly all rejected, would hide a gain.
+        known = dataset.photos("validation")
+        shown = known, dataset.class_ids(known), task.image_size, task.resize
         validate = partial(tuning.validate, whole, *shown)
-        history = tune(task, whole, train, penalty, tuning.EPOCHS, validate)
+        tuned_on = dataset.to_tune_on("train")
+        history = tune(task, whole, tuned_on, penalty, tuning.EPOCHS, validate)
         epochs = len(history) - tuning.epochs_since_best(history)
         interpolation = tuning.best_interpolation(whole, start, validate)
         tuning.interpolate(whole, start, whole.get_weights(), interpolation)
@@ -275,7 +284,8 @@ def fit(task: Task, selection: Selection) -> keras.Model:
     if selection.interpolation:
         whole = end_to_end(task, classifier)
         start = whole.get_weights()
-        tune(task, whole, photos, penalty, selection.epochs)
+        tuned_on = dataset.to_tune_on("train", "validation")
+        tune(task, whole, tuned_on, penalty, selection.epochs)
         tuning.interpolate(whole, start, whole.get_weights(), selection.interpolation)
     scorer = with_score(task, dataset.photos("train", "validation"), classifier)
     logits, score = scorer(task.network.output)
@@ -304,7 +314,7 @@ def tune(
 ) -> list[dict[str, float]]:
     """Fine-tune in a directory whose name changes with everything that the result depends on."""
     settings = head.SETTINGS, tuning.SETTINGS, penalty, task.seed, epochs
-    validation = task.dataset.parts["validation"] if validate else []  # they choose the best epoch
+    validation = task.dataset.photos("validation") if validate else []  # for the best epoch
     content = [[(photo.digest, photo.label) for photo in some] for some in (photos, validation)]
     what = repr([cache_name(task.network, task.resize), settings, content])
     run = task.runs / f"tuning-{hashlib.sha256(what.encode()).hexdigest()[:12]}"
