@@ -2,6 +2,7 @@
 
 import io
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from rest_api.settings import DEFAULT_MODEL, Settings
 from tests.support import FROG, coloured, error_of, picture, small_backbone
 from training import explanations
 from training import transfer as command
+from training.checkpoint import RunError
 from training.explanations import faithful
 from training.export import ExportError
 from training.ood import mahalanobis
@@ -536,6 +538,33 @@ def test_photos_of_the_classes_alone_decide_whether_fine_tuning_is_kept(
     assert all(some == task.dataset.photos("validation") for some in shown)
 
 
+def test_background_that_outweighs_the_right_class_is_no_mistake_in_validation(photos):
+    """Its logit is not served: fine-tuning that lowers it has gained nothing."""
+    logits = keras.layers.Dense(3, kernel_initializer="zeros")
+    network = keras.Sequential([keras.Input((SIDE, SIDE, 3)), keras.layers.Flatten(), logits])
+    network.compile()
+    some = survey(photos).photos[:5]
+    losses = []
+    for background in (-9.0, 9.0):
+        logits.bias.assign([1.0, 0.0, background])
+        loss, accuracy = tuning.validate(network, some, np.zeros(5, int), 2, SIDE, "stretch")
+        assert accuracy == 1
+        losses.append(loss)
+    assert losses[0] == losses[1]
+
+
+def test_fine_tuning_is_not_continued_with_another_background(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(tuning, "tune", lambda *arguments, **_: runs.append(arguments[-1]))
+    runs: list[Path] = []
+    task = task_of(photos, tmp_path)
+    parts, known = task.dataset.parts, task.dataset.photos("train")
+    for others in ([], known[:1], known[:2]):
+        background = [replace(photo, label=transfer.BACKGROUND) for photo in others]
+        dataset = replace(task.dataset, parts=parts | {"train": [*known, *background]})
+        transfer.tune(replace(task, dataset=dataset), task.backbone, known, 0.1, 2)
+    assert len(set(runs)) == 3
+
+
 @pytest.mark.slow
 def test_rejected_fine_tuning_is_not_drawn(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(transfer, "load_backbone", small_backbone)
@@ -776,6 +805,46 @@ def test_output_that_cannot_be_written_is_refused_before_anything_is_trained(pho
     (tmp_path / "file").touch()
     with pytest.raises(ExportError, match="file/bundle cannot be written: Not a directory"):
         transfer.transfer(photos / "absent", tmp_path / "file" / "bundle")
+
+
+def test_directory_of_runs_that_cannot_be_written_is_refused_before_anything_is_trained(
+    photos, tmp_path
+):
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match=r"file/runs/ cannot be written: .*\. Start"):
+        transfer.transfer(photos / "absent", tmp_path / "bundle", runs=tmp_path / "file" / "runs")
+
+
+def test_unusable_files_of_other_things_are_named(photos, tmp_path, capsys):
+    folder = tmp_path / "others"
+    shutil.copytree(photos / "red", folder)
+    (folder / "notes.txt").write_text("no photo")
+    assert len(transfer.photos_of_nothing(folder)) == 40
+    said = f"skipped: 1 of the files in {folder}:\n  {folder}/notes.txt: "
+    assert capsys.readouterr().out.startswith(said)
+    for photo in sorted(folder.glob("*.png"))[9:]:
+        photo.unlink()
+    with pytest.raises(PhotosError, match=rf"holds 9 photos, not 10 or more.\n  {folder}/notes"):
+        transfer.photos_of_nothing(folder)
+
+
+def test_backbone_that_is_named_twice_is_trained_once(monkeypatch, tmp_path):
+    calls = []
+
+    def train(photos: Path, destination: Path, **options: object) -> tuple[dict, Path]:
+        calls.append((options["backbone"], destination))
+        return figures, destination
+
+    figures = dict.fromkeys(("accuracy", "calibration_error", "milliseconds", "megabytes"), 0.5)
+    figures |= {"test_photos": 1, "seconds": 1.0, "accuracy_interval": (0, 1)}
+    figures["true_positive_rate"] = {"test": 1.0}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(command, "train", train)
+    compared = ["--compare", "vgg16", "resnet50", "vgg16", "--output", "."]
+    monkeypatch.setattr("sys.argv", ["transfer", "photos", *compared])
+    command.main()
+    names = ["vgg16", "resnet50"]
+    assert calls == [(name, tmp_path.with_name(f"{tmp_path.name}-{name}")) for name in names]
 
 
 @pytest.mark.parametrize("option", ["background", "others"])

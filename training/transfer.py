@@ -81,14 +81,15 @@ def main() -> None:
         options.pop(name) for name in ("photos", "output", "compare", "cluster")
     )
     output = output or Path("bundles", photos.resolve().name)
-    names = compare or [options["backbone"]]
+    names = list(dict.fromkeys(compare or [options["backbone"]]))
     if cluster and not compare:
         with needs_ray():
             from training.cluster import compute_features
         options["compute"] = partial(compute_features, cluster)
     calls = {}
     for name in names:
-        destination = output.with_name(f"{output.name}-{name}") if compare else output
+        of_name = output.absolute()  # "." has no name
+        destination = of_name.with_name(f"{of_name.name}-{name}") if compare else output
         calls[name] = partial(train, photos, destination, **options | {"backbone": name})
     rows = []
     try:

@@ -139,7 +139,9 @@ def measure(
 
     network, result = load_network(run, PHOTOS)
     training, test = load_cifar10(data)
-    images, _ = split_validation(*training)[1] if result["measured_on"] == "validation" else test
+    if result["measured_on"] == "validation":
+        training, test = split_validation(*training)
+    images, _ = test
     class_ids = np.array([class_id for _, class_id in files])
     paths, views = [path for path, _ in files], recipes.load("street").views
     sizes = sizes_of(views, SIZES[0])

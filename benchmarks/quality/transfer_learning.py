@@ -65,7 +65,9 @@ def main() -> None:
         folders = by_name(args.photos)
         splits = list(product(folders, SEEDS))
         calls = {
-            bundle: partial(train, folders[name], Path("bundles", bundle), seed=seed, **options)
+            bundle: partial(
+                train, folders[name], Path("runs", "bundles", bundle), seed=seed, **options
+            )
             for name, seed in splits
             for bundle in [f"{name}-seed{seed}"]
         }

@@ -28,7 +28,7 @@ from training.card import card, write_card
 from training.checkpoint import RunError, versions
 from training.explanations import faithful
 from training.export import calibrate, change_manifest, export, refuse_other_folder
-from training.files import replacing, replacing_folder
+from training.files import check_writable, replacing, replacing_folder
 from training.ood import log_odds, mahalanobis
 from training.photos import COVERAGE, head, inspect, tuning
 from training.photos.backbones import BACKBONES, DEFAULT, load_backbone
@@ -130,9 +130,12 @@ def photos_of_nothing(folder: Path) -> list[Photo]:
     """The photos of a folder, which are of no class. Raises PhotosError."""
     if not folder.is_dir():
         raise PhotosError(f"{folder} is not a folder. Give one that holds photos of other things.")
-    photos, _ = inspect.inspect([(path, BACKGROUND) for path in inspect.files_in(folder)])
+    photos, skipped = inspect.inspect([(path, BACKGROUND) for path in inspect.files_in(folder)])
+    lines = "".join(f"\n  {path}: {reason}" for path, reason in skipped[:10])
     if len(photos) < MIN_PHOTOS:
-        raise PhotosError(f"{folder} holds {len(photos)} photos, not {MIN_PHOTOS} or more.")
+        raise PhotosError(f"{folder} holds {len(photos)} photos, not {MIN_PHOTOS} or more.{lines}")
+    if skipped:
+        print(f"skipped: {len(skipped)} of the files in {folder}:{lines}")
     return photos
 
 
@@ -207,7 +210,7 @@ def select(task: Task) -> Selection:
         start = whole.get_weights()
         # Of the classes alone: the background's photos, nearly all rejected, would hide a gain.
         known = dataset.photos("validation")
-        shown = known, dataset.class_ids(known), task.image_size, task.resize
+        shown = known, dataset.class_ids(known), len(dataset.labels), task.image_size, task.resize
         validate = partial(tuning.validate, whole, *shown)
         tuned_on = dataset.to_tune_on("train")
         history = tune(task, whole, tuned_on, penalty, tuning.EPOCHS, validate)
@@ -314,8 +317,9 @@ def tune(
 ) -> list[dict[str, float]]:
     """Fine-tune in a directory whose name changes with everything that the result depends on."""
     settings = head.SETTINGS, tuning.SETTINGS, penalty, task.seed, epochs
-    validation = task.dataset.photos("validation") if validate else []  # for the best epoch
-    content = [[(photo.digest, photo.label) for photo in some] for some in (photos, validation)]
+    # Beside the photos, those that the head was trained on and those that choose the best epoch.
+    parts = task.dataset.parts["train"], task.dataset.parts["validation"]
+    content = [[(photo.digest, photo.label) for photo in some] for some in (photos, *parts)]
     what = repr([cache_name(task.network, task.resize), settings, content])
     run = task.runs / f"tuning-{hashlib.sha256(what.encode()).hexdigest()[:12]}"
     targets = head.one_hot(task.dataset.class_ids(photos))
@@ -406,6 +410,12 @@ def transfer(
     started = time.perf_counter()
     destination = destination.absolute()  # "." has no name
     refuse_other_folder(destination)
+    try:
+        check_writable(runs)
+    except OSError as error:
+        raise RunError(
+            f"{runs}/ cannot be written: {error.strerror}. Start it in another directory."
+        ) from error
     inspect.by_name([*background, *others])  # or one would be lost
     inspect.check_separate([folder, *background, *others])
     keras.utils.set_random_seed(seed)  # for weights and dropout of the backbone

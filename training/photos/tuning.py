@@ -178,9 +178,18 @@ def interpolate(
 
 
 def validate(
-    network: keras.Model, photos: Sequence[Photo], class_ids: np.ndarray, size: int, resize: Resize
+    network: keras.Model,
+    photos: Sequence[Photo],
+    class_ids: np.ndarray,
+    classes: int,
+    size: int,
+    resize: Resize,
 ) -> tuple[float, float]:
-    """The calibrated cross-entropy and the accuracy of a network, images → logits, on photos."""
+    """The calibrated cross-entropy and the accuracy of a network, images → logits, on photos.
+
+    Of the logits, the first `classes` count, as they do when it is served.
+    """
     shown = batches([(photo, 0) for photo in photos], size, resize)
     logits = np.concatenate([network.predict_on_batch(pixels) for _, pixels in shown])
+    logits = logits[:, :classes]
     return calibrated_loss(logits, class_ids), metrics.accuracy(logits, class_ids)
