@@ -44,7 +44,6 @@ from rest_api.settings import VERSION, Settings, parse_arguments
 if TYPE_CHECKING:
     from rest_api.api import App
 
-SETTINGS = Settings()
 GRACE = 30  # seconds that accepted requests have to end when the server stops
 MAX_CONNECTIONS = 4096  # of each process
 OTHER_FILES = 64  # that a process has open
@@ -55,10 +54,11 @@ METRICS_SIZE = 256 * 2**10  # bytes, written at the start: a disk that fills lat
 
 
 def create_app(
-    settings: Settings = SETTINGS, draining: Callable[[], bool] = lambda: False
+    settings: Settings | None = None, draining: Callable[[], bool] = lambda: False
 ) -> "App":
     """The application, its models loaded and warm.
 
+    Without settings they are those of a server started without options: $API_KEYS counts.
     `draining` says whether the server is about to stop. Raises BundleError.
     """
     from rest_api import security
@@ -66,6 +66,7 @@ def create_app(
     from rest_api.pages import pages
     from rest_api.protocols import protocols
 
+    settings = settings or parse_arguments([])
     app = App(settings, draining)
     app.register_blueprint(api)
     app.register_blueprint(protocols)

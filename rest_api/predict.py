@@ -80,16 +80,20 @@ def map_ahead(
 
 
 def files_of(paths: Sequence[str]) -> Iterator[str]:
-    """The files that the paths stand for: of a folder, all below it but hidden and special ones."""
+    """The files that the paths stand for: of a folder, all below it but hidden and special ones,
+    and the folders that cannot be read, which are then reported as a file is."""
+    unreadable: list[str] = []
     for path in paths:
         if path == STDIN or not stat.S_ISDIR(mode_of(path)):
             yield path
             continue
-        for folder, folders, names in os.walk(path):
+        below = os.walk(path, onerror=lambda error: unreadable.append(error.filename))
+        for folder, folders, names in below:
             folders[:] = sorted(name for name in folders if name[0] != ".")
             files = (str(Path(folder, name)) for name in sorted(names) if name[0] != ".")
             # A pipe would be waited for. What cannot be looked at is reported when it is read.
             yield from (file for file in files if stat.S_ISREG(mode_of(file) or stat.S_IFREG))
+    yield from unreadable
 
 
 def is_same(path: str, output: Path | None) -> bool:

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import IO, Annotated, Any, NamedTuple, cast
+from typing import IO, Annotated, Any, Literal, NamedTuple, cast
 
 import msgspec
 import numpy as np
@@ -64,13 +64,21 @@ class Views(NamedTuple):
     size: tuple[int, int]  # width and height of the image, upright, perhaps decoded at a scale
 
 
+# A RequestError of rest_api.images. Others come from a process that a file has taken over.
+Refusal = tuple[
+    Literal[400, 413, 415, 422],
+    Literal["empty_file", "too_many_pixels", "unsupported_format", "corrupt_image", "too_complex"],
+    str,
+]
+
+
 class Answer(msgspec.Struct):
     """What the process says before the pixels, of which there are none if it has refused."""
 
     seconds: Annotated[float, Meta(ge=0)]  # of CPU that it has taken
     # of the image, as in Views
     size: tuple[Annotated[int, Meta(ge=1)], Annotated[int, Meta(ge=1)]] = (1, 1)
-    refused: tuple[int, str, str] | None = None  # a RequestError
+    refused: Refusal | None = None
 
 
 @dataclass
@@ -282,7 +290,7 @@ def handle(request: dict[str, Any], data: bytes) -> tuple[Answer, bytes]:
         content = b"".join(view.tobytes() for view in to_views(image, image_size, views))
         size = image.size
     except RequestError as error:
-        refused = error.status, error.code, str(error)
+        refused = cast(Refusal, (error.status, error.code, str(error)))
     limit_time(0)
     return Answer(time.process_time() - began, size, refused), content
 

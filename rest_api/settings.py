@@ -68,29 +68,34 @@ def int_between(low: int, high: int, unit: int = 1) -> Callable[[str], int]:
 
 
 def keys_in(path: str) -> list[str]:
-    """The keys of a file, for argparse."""
+    """The keys of a file, one a line, for argparse."""
     try:
-        return keys(Path(path).read_text(encoding="utf-8"), path)
+        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeError) as error:
         raise argparse.ArgumentTypeError(f"cannot read {path}: {error}") from error
+    for number, line in enumerate(lines, 1):
+        if line.startswith("#") or len(line.split()) > 1:  # its words would be keys, easily guessed
+            raise argparse.ArgumentTypeError(
+                f"line {number} of {path} is no key: write one a line, without spaces or comments"
+            )
+    return checked(list(filter(None, lines)), path)
 
 
 def keys_of_environment() -> list[str]:
     """Those of $API_KEYS, where it is set."""
     text = os.environ.get("API_KEYS")
     try:
-        return keys(text, "$API_KEYS") if text is not None else []
+        return checked(text.split(), "$API_KEYS") if text is not None else []
     except argparse.ArgumentTypeError as error:
         sys.exit(f"error: {error}")
 
 
-def keys(text: str, source: str) -> list[str]:
-    found = text.split()
-    if not found:
+def checked(keys: list[str], source: str) -> list[str]:
+    if not keys:
         raise argparse.ArgumentTypeError(f"{source} holds no key, which would open the server")
-    if not text.isascii():  # clients do not agree on how to send others
+    if not all(key.isascii() for key in keys):  # clients do not agree on how to send others
         raise argparse.ArgumentTypeError(f"{source} holds a key with other than ASCII characters")
-    return found
+    return keys
 
 
 def model_path(text: str) -> Path:

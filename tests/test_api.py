@@ -408,6 +408,8 @@ def test_keys_open_predict_and_nothing_opens_without_one():
     for headers, status in (
         ({"X-API-Key": "secret"}, 200),
         ({"Authorization": "Bearer other"}, 200),
+        ({"X-API-Key": "secret", "Authorization": "Bearer of-the-proxy"}, 200),
+        ({"X-API-Key": "", "Authorization": "Bearer "}, 401),
         ({"X-API-Key": "wrong"}, 401),
         ({"X-API-Key": "gëheim"}, 401),
         ({"Authorization": "Basic c2VjcmV0"}, 401),

@@ -75,6 +75,17 @@ def test_every_route_of_the_api_is_described(client):
     assert described == rules - undescribed - {"/metrics", "/openapi.json"}
 
 
+def test_routes_that_need_no_key_are_these():
+    """Others, and those to come, are in GUARDED."""
+    open_to_all = {
+        *("/", "/docs", "/docs/<path:name>", "/static/<path:filename>"),
+        *("/health/live", "/health/ready", "/metrics", "/openapi.json"),
+        *("/v2", "/v2/health/live", "/v2/health/ready"),
+    }
+    rules = {rule.rule for rule in create_app().url_map.iter_rules()}
+    assert rules - set(GUARDED) == open_to_all
+
+
 @pytest.mark.parametrize("keys", [(), ("secret",)])
 def test_description_says_where_a_key_is_needed(keys):
     app = create_app(Settings(api_keys=keys))

@@ -1,6 +1,7 @@
 """Prediction without a server."""
 
 import csv
+import errno
 import io
 import json
 import os
@@ -294,6 +295,18 @@ def test_pipes_in_a_folder_are_left_out_and_broken_links_are_not(folder):
     (folder / "deep" / "link.jpg").symlink_to("absent")
     names = [Path(file).name for file in files_of([str(folder / "deep")])]
     assert names == ["b.png", "c.jpg", "link.jpg"]
+
+
+def test_folder_that_cannot_be_read_is_reported_as_a_file_is(folder, monkeypatch):
+    def scandir(path: str):
+        if Path(path).name == "deep":
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return real(path)
+
+    real = os.scandir
+    monkeypatch.setattr(os, "scandir", scandir)
+    names = [Path(file).name for file in files_of([str(folder)])]
+    assert names == ["a.jpg", "notes.txt", "deep"]
 
 
 def test_folder_without_files_is_an_error(tmp_path):

@@ -258,6 +258,8 @@ def test_image_that_takes_too_much_memory_is_refused(fresh, monkeypatch):
         '{"seconds": -60}',
         '{"seconds": NaN}',
         '{"seconds": 0, "refused": [1]}',
+        '{"seconds": 0, "refused": [999, "corrupt_image", "no status of HTTP"]}',
+        '{"seconds": 0, "refused": [422, "a label of its own", "of the metrics"]}',
         '{"seconds": 0, "bytes": 1000000000000}',
         "x" * 20_000,
     ],

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from rest_api import __version__, app
+from rest_api.app import create_app
 from rest_api.settings import DEFAULT_MODEL, MIB, Settings, as_markdown, options, parse_arguments
 from tests.support import ROOT
 
@@ -99,7 +100,14 @@ def test_senseless_option_is_refused_by_name(flag, value, complaint, capsys):
 
 
 @pytest.mark.parametrize(
-    ("content", "complaint"), [("", "holds no key"), (" \n", "holds no key"), ("ключ", "ASCII")]
+    ("content", "complaint"),
+    [
+        ("", "holds no key"),
+        (" \n", "holds no key"),
+        ("ключ", "ASCII"),
+        ("secret\n# of the team", "line 2 of"),
+        ("alice: secret", "line 1 of"),
+    ],
 )
 def test_file_of_no_usable_key_does_not_open_the_server(content, complaint, tmp_path, capsys):
     (tmp_path / "keys").write_text(content)
@@ -113,6 +121,11 @@ def test_environment_of_no_usable_key_does_not_open_the_server(keys, monkeypatch
     monkeypatch.setenv("API_KEYS", keys)
     with pytest.raises(SystemExit, match=r"error: \$API_KEYS holds no key"):
         parse_arguments([])
+
+
+def test_application_of_another_server_heeds_the_keys_of_the_environment(monkeypatch):
+    monkeypatch.setenv("API_KEYS", "secret")
+    assert create_app().test_client().get("/models").status_code == 401
 
 
 def test_command_line_is_read_before_anything_heavy_is_imported():

@@ -187,7 +187,8 @@ for caption, drawing in drawings.items():
 # not much more often wrong. Which predictions to doubt among the classes, the probability shows
 # better. Fine-tuning has its price: the head alone, `--no-tuning`, is right on 90 % of the test
 # photos, but rejects photos of other things better
-# ([your_own_photos.md](your_own_photos.md#how-good-it-is)), so the shipped bundle is without it.
+# ([your_own_photos.md](your_own_photos.md#how-good-it-is)). The shipped bundle is fine-tuned and
+# was shown other things, too.
 
 # %% [markdown]
 # ## None of these
