@@ -140,6 +140,21 @@ def test_groups_of_near_duplicates_leave_no_part_empty_however_few(number):
         assert all(split(photos, seed).values())
 
 
+def test_near_duplicates_in_two_classes_stay_in_one_part_where_a_class_is_small():
+    def photos_of(label: str, groups: list[str]) -> list[Photo]:
+        paths = [f"{label}/{number}" for number in range(len(groups))]
+        ids = zip(paths, groups, strict=True)
+        return [Photo(Path(p), label, p, 0, "PNG", "RGB", (1, 1), group=g) for p, g in ids]
+
+    few = photos_of("few", ["shared", *map(str, range(9))])
+    many = photos_of("many", ["shared", *map(str, range(100, 199))])
+    for seed in range(400):
+        parts = split([*few, *many], seed)
+        assert all({photo.label for photo in some} == {"few", "many"} for some in parts.values())
+        of_shared = [p for p, some in parts.items() if any(x.group == "shared" for x in some)]
+        assert len(of_shared) == 1, seed
+
+
 def test_jpeg_of_a_phone_that_holds_a_second_picture_is_a_jpeg(tmp_path):
     second = {"save_all": True, "append_images": [picture(1)]}
     picture(0).save(tmp_path / "phone.jpg", "MPO", **second)

@@ -228,8 +228,11 @@ def notes(photos: Sequence[Photo]) -> list[str]:
 def split(photos: Sequence[Photo], seed: int = 0) -> dict[Part, list[Photo]]:
     """Split each class by the hash of its groups.
 
-    Where a part of a small class would be empty, the group nearest to its range moves there.
+    Where a part of a small class would be empty, the group nearest to its range moves there, if
+    possible one that has no photos in another class, which would stay.
     """
+    by_group = group_by(photos, "group").items()
+    shared = {group for group, alike in by_group if len({photo.label for photo in alike}) > 1}
     parts: dict[Part, list[Photo]] = {part: [] for part in SHARES}
     edges: dict[Part, float] = {"test": 1.0, "validation": SHARES["train"], "train": 0.0}
     for _, members in sorted(group_by(photos, "label").items()):
@@ -239,7 +242,8 @@ def split(photos: Sequence[Photo], seed: int = 0) -> dict[Part, list[Photo]]:
         for part, edge in edges.items():
             if part not in chosen.values():
                 movable = [r for r in ranked if list(chosen.values()).count(chosen[r[1]]) > 1]
-                chosen[min(movable, key=lambda r: abs(r[0] - edge))[1]] = part
+                nearest = min(movable, key=lambda r: (r[1] in shared, abs(r[0] - edge)))
+                chosen[nearest[1]] = part
         for group, part in chosen.items():
             parts[part] += groups[group]
     return {part: sorted(chosen, key=lambda photo: photo.digest) for part, chosen in parts.items()}

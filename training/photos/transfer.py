@@ -130,7 +130,9 @@ def photos_of_nothing(folder: Path) -> list[Photo]:
     """The photos of a folder, which are of no class. Raises PhotosError."""
     if not folder.is_dir():
         raise PhotosError(f"{folder} is not a folder. Give one that holds photos of other things.")
-    photos, skipped = inspect.inspect([(path, BACKGROUND) for path in inspect.files_in(folder)])
+    photos, unusable = inspect.inspect([(path, BACKGROUND) for path in inspect.files_in(folder)])
+    photos, copies = inspect.deduplicate(photos)
+    skipped = sorted(unusable + copies)
     lines = "".join(f"\n  {path}: {reason}" for path, reason in skipped[:10])
     if len(photos) < MIN_PHOTOS:
         raise PhotosError(f"{folder} holds {len(photos)} photos, not {MIN_PHOTOS} or more.{lines}")
