@@ -318,7 +318,7 @@ def tune(
     validate: tuning.Validate | None = None,
 ) -> list[dict[str, float]]:
     """Fine-tune in a directory whose name changes with everything that the result depends on."""
-    settings = head.SETTINGS, tuning.SETTINGS, penalty, task.seed, epochs
+    settings = head.SETTINGS, tuning.SETTINGS, penalty, task.seed, epochs, validate is not None
     # Beside the photos, those that the head was trained on and those that choose the best epoch.
     parts = task.dataset.parts["train"], task.dataset.parts["validation"]
     content = [[(photo.digest, photo.label) for photo in some] for some in (photos, *parts)]
