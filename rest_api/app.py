@@ -113,9 +113,9 @@ def run_process(
             draining.set()
             loop.call_later(settings.drain, gateway.stop)
 
+        await gateway.listen(listener)
         signal.signal(signal.SIGTERM, lambda *_: loop.call_soon_threadsafe(drain))
         signal.signal(signal.SIGINT, lambda *_: loop.call_soon_threadsafe(gateway.stop))
-        await gateway.listen(listener)
         parent.send_bytes(SERVES)
         orphan = asyncio.create_task(orphaned())
         orphan.add_done_callback(lambda _: gateway.stop())
@@ -174,9 +174,9 @@ def allowed_connections() -> int:
 
 @contextlib.contextmanager
 def shared_metrics(processes: int) -> Iterator[None]:
-    """Have processes count in files, through which each tells what all have counted.
+    """Let the processes share their metrics through files, so that each can report all.
 
-    Where there is no room for them, each process tells its own.
+    Without room for the files, each reports its own.
     """
     with contextlib.ExitStack() as stack:
         try:

@@ -145,7 +145,7 @@ class Classifier:
 def classify_on_cluster(
     address: str, job: Job, output: str, bundle: Bundle, retry_errors: bool
 ) -> Iterator[tuple[str, str]]:
-    """Classify the photos of a job that an earlier run has left, or the first all of them.
+    """Classify the photos of a job that no earlier run has classified.
 
     Yields each photo that could not be read, and why. Raises JobError and BundleError.
     """

@@ -41,8 +41,8 @@ def load_engine(bundle: Bundle, engine: Engine | None = None, threads: int = 1) 
     """Load the network and run it once, so that the first request finds it warm.
 
     None is the bundle's own choice. `litert` runs the 8-bit network, `litert-float32` the
-    unquantised one, `keras` the .keras file (needs TensorFlow). Up to
-    `threads` calls run at the same time. Raises BundleError.
+    unquantised one, `keras` the .keras file (needs TensorFlow). Up to `threads` calls run at the
+    same time. Raises BundleError.
     """
     engine = engine or bundle.engine
     content = bundle.file(engine)

@@ -91,7 +91,7 @@ class Gateway:
         }
 
     async def listen(self, listener: socket.socket) -> None:
-        """Accept who connects to `listener`."""
+        """Accept connections to `listener`."""
         self.loop, self.listener = asyncio.get_running_loop(), listener
         name, port = listener.getsockname()[:2]
         self.environ |= {"SERVER_NAME": name, "SERVER_PORT": str(port)}
@@ -101,7 +101,7 @@ class Gateway:
         listener.listen(BACKLOG)  # asyncio has one number for both
 
     async def work(self) -> None:
-        """Answer them, until stop() is called and all have their answers."""
+        """Run until stop() is called and all connections are closed."""
         while not self.stopping or self.connections:
             self.expire()
             await asyncio.sleep(0.1)

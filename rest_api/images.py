@@ -169,12 +169,14 @@ def to_rgb(image: Image.Image) -> Image.Image:
         del image.info["transparency"]
     if image.mode == "RGB" and not image.has_transparency_data:
         return image
+    if image.mode.startswith("I"):  # Pillow would clip 16-bit grey at 255
+        values = np.asarray(image).clip(0, 65535)
+        grey = (values // 257).astype(np.uint8)
+        grey[values == image.info.get("transparency", -1)] = 255
+        return Image.fromarray(grey).convert("RGB")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, WHITE), rgba).convert("RGB")
-    if image.mode.startswith("I"):  # Pillow would clip 16-bit grey at 255
-        grey = np.asarray(image).clip(0, 65535) // 257
-        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
     return image.convert("RGB")
 
 

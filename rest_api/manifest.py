@@ -96,17 +96,20 @@ def photos_of(path: str) -> Iterator[str]:
     Of a folder, all below it but hidden ones; of a pattern, the files that fit it; of a .txt or
     .parquet file, the paths and URIs in its lines or its column `path`. Raises JobError.
     """
-    filesystem, name = locate(path)
-    kind = filesystem.get_file_info(name).type
-    if kind == FileType.NotFound and re.search(r"[*?[]", path):
-        for match in matches(path):
-            yield from listed_in(match)
-    elif kind == FileType.Directory and "://" not in path:
-        yield from files_of([path])
-    elif kind == FileType.Directory:
-        yield from walk(filesystem, name, path.partition("://")[0])
-    else:
-        yield from listed_in(path)
+    try:
+        filesystem, name = locate(path)
+        kind = filesystem.get_file_info(name).type
+        if kind == FileType.NotFound and re.search(r"[*?[]", path):
+            for match in matches(path):
+                yield from listed_in(match)
+        elif kind == FileType.Directory and "://" not in path:
+            yield from files_of([path])
+        elif kind == FileType.Directory:
+            yield from walk(filesystem, name, path.partition("://")[0])
+        else:
+            yield from listed_in(path)
+    except (pa.ArrowException, OSError) as error:
+        raise JobError(f"{path} cannot be listed: {reason(error)}.") from error
 
 
 def walk(filesystem: FileSystem, folder: str, scheme: str) -> Iterator[str]:
@@ -123,7 +126,8 @@ def matches(pattern: str) -> Iterator[str]:
     """The files that fit a pattern with *, **, ? or […]. Raises JobError."""
     scheme, separator, _ = pattern.partition("://")
     if not separator:
-        yield from sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 (a pattern may be absolute)
+        found = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 (a pattern may be absolute)
+        yield from (name for name in found if not Path(name).is_dir())
         return
     filesystem, name = locate(pattern)
     folder = posixpath.dirname(re.split(r"[*?[]", name)[0])

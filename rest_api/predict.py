@@ -65,7 +65,7 @@ def classify_all(
 def map_ahead(
     call: Callable[[Item], Result], items: Iterable[Item], threads: int
 ) -> Iterator[Result]:
-    """What a call makes of each item, in their order.
+    """Call `call` on each item in threads; yields the results in the items' order.
 
     A few items ahead only, so that memory does not grow with their number.
     """
@@ -368,6 +368,8 @@ def main() -> None:
         (classify_on_cluster if args.cluster else classify_here)(args)
     except BundleError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("\nStopped." + " The same command continues." * bool(args.output))
 
 
 if __name__ == "__main__":

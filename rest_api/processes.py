@@ -66,7 +66,7 @@ class Slot:
             sender.close()
 
     def poll(self) -> int | None:
-        """Hear whether the process serves; its status, if it has died."""
+        """Note whether the process serves; returns its exit status, if it has died."""
         if self.process is None:
             return None
         if not self.serves and self.receiver.poll():
@@ -83,9 +83,9 @@ class Slot:
         self.failures = 0 if self.serves else self.failures + 1
         pause = PAUSES[min(self.failures, len(PAUSES) - 1)]
         if pause:
-            refuse_connections(self.socket)  # the other processes hold it, too
-            self.socket.close()
-            self.socket = self.bind()
+            before, self.socket = self.socket, self.bind()  # in this order the port stays ours
+            refuse_connections(before)  # the other processes hold it, too
+            before.close()
         self.due = time.monotonic() + pause
         when = f"in {pause:g} s" if pause else "now"
         log.error("A server process %s. Another is started %s.", why, when)

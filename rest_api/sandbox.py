@@ -96,7 +96,8 @@ def load_views(
     Takes its time off the budget. Raises RequestError.
     """
     if budget.seconds <= 0:
-        raise too_complex(f"The images before this one took over {MAX_SECONDS:g} seconds.")
+        message = "The images before this one took too much time or memory."
+        raise too_complex(f"{message} Send it in a request of its own.")
     if not is_cheap(data, largest := max(sizes_of(views, image_size)), max_pixels):
         return views_from_sandbox(data, image_size, views, max_pixels, budget)
     began = time.thread_time()
@@ -159,7 +160,7 @@ def size_of_plain_png(data: bytes) -> tuple[int, int]:
             width, height = struct.unpack_from(">II", data, 16)
             return width, height
         others += kind != b"IDAT"
-        if others > CHEAP_OTHERS:
+        if others > CHEAP_OTHERS or (kind == b"IHDR" and at > 8):  # of several, the last counts
             break
         at += 12 + length
     raise ValueError

@@ -348,7 +348,7 @@ def test_limits_in_the_documentation_are_the_gateways():
     text = " ".join(TEXTS["docs/operations.md"].split())
     assert f"at most {gateway.MAX_BUFFERED / 2**20:g} MiB in each process" in text
     assert f"over {gateway.READ_TIMEOUT:g} seconds to arrive gets 408" in text
-    assert f"may wait, for {gateway.QUEUE_TIMEOUT:g} seconds at most" in text
+    assert f"not come after {gateway.QUEUE_TIMEOUT:g} seconds is refused" in text
     assert f"kept some of it for over {gateway.PATIENCE:g} seconds are closed" in text
 
 

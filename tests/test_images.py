@@ -63,6 +63,12 @@ def test_sixteen_bit_grey_is_scaled_to_eight():
     np.testing.assert_allclose(rgb[..., 0], values / 257, atol=1)
 
 
+def test_transparent_shade_of_16_bit_grey_becomes_white_and_the_others_stay():
+    shades = np.array([[0, 16384, 32768, 65535]], np.uint16).repeat(4, 0)
+    data = encode(Image.fromarray(shades), transparency=16384)
+    assert colours(data)[0, :, 0].tolist() == [0, 255, 127, 255]
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "P"])
 def test_grey_and_palette_images_become_rgb(mode):
     assert colours(encode(gradient().convert(mode))).shape == (48, 64, 3)

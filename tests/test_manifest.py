@@ -72,6 +72,23 @@ def test_pattern_stands_for_the_files_that_fit_it(photos, scheme):
     assert f"{scheme}{photos}/deep/c.jpg" in list(photos_of(f"{scheme}{photos}/**/*.jpg"))
 
 
+@pytest.mark.parametrize("pattern", ["*", "**"])
+def test_pattern_stands_for_no_folder(photos, pattern):
+    (photos / "folder.jpg").mkdir()
+    found = list(photos_of(f"{photos}/{pattern}"))
+    assert found
+    assert all(Path(path).is_file() for path in found)
+
+
+def test_place_that_cannot_be_listed_is_named(monkeypatch, photos):
+    def denied(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(manifest, "walk", denied)
+    with pytest.raises(JobError, match=f"^file://{photos} cannot be listed: Permission denied"):
+        list(photos_of(f"file://{photos}"))
+
+
 def test_name_with_the_signs_of_a_pattern_is_a_photo_where_there_is_one(tmp_path):
     photo = tmp_path / "[1].jpg"
     shutil.copy(FROG, photo)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from rest_api import __version__
+from rest_api import __version__, predict
 from rest_api.bundle import load_bundle
 from rest_api.classifier import Prediction
 from rest_api.predict import (
@@ -51,6 +51,21 @@ def folder(tmp_path):
     (photos / "notes.txt").write_text("not an image")
     (photos / ".hidden").write_text("nor this")
     return photos
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [([], "\nStopped."), (["--output", "a.csv"], "\nStopped. The same command continues.")],
+)
+def test_interruption_says_whether_the_same_command_continues(monkeypatch, options, says):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(predict, "classify_here", interrupted)
+    monkeypatch.setattr("sys.argv", ["predict", "photo.jpg", "--format", "csv", *options])
+    with pytest.raises(SystemExit) as stopped:
+        predict.main()
+    assert stopped.value.code == says
 
 
 def test_answers_are_those_of_the_server(client):

@@ -317,13 +317,13 @@ def test_bundle_explains_itself_where_that_was_found_to_be_faithful(result, phot
 
 
 @pytest.mark.parametrize(
-    ("warmest", "of_cells", "expected"),
+    ("highest", "of_cells", "expected"),
     [(0.5, 0.2, True), (0.5, 0.3, False), (0.0, -0.1, False), (-0.1, -0.2, False)],
 )
 def test_explanations_are_offered_where_they_tell_twice_what_chance_does(
-    monkeypatch, warmest, of_cells, expected
+    monkeypatch, highest, of_cells, expected
 ):
-    monkeypatch.setattr(explanations, "losses", lambda *_: [warmest, of_cells, 0.9])
+    monkeypatch.setattr(explanations, "losses", lambda *_: [highest, of_cells])
     assert faithful(load_bundle(DEFAULT_MODEL), [FROG]) is expected
 
 
@@ -830,6 +830,24 @@ def test_unusable_files_of_other_things_are_named(photos, tmp_path, capsys):
         PhotosError, match=rf"holds 9 photos, not 10 or more.\n(.|\n)*{folder}/notes"
     ):
         transfer.photos_of_nothing(folder)
+
+
+def test_near_duplicates_of_photos_of_the_classes_do_not_count_as_other_things(
+    photos, tmp_path, capsys
+):
+    _, dataset = transfer.gather(photos, [], seed=0)
+    folder = tmp_path / "others"
+    folder.mkdir()
+    for file in sorted((photos / "red").iterdir())[:10]:
+        Image.open(file).resize((80, 80)).save(folder / f"larger-{file.name}")
+    with pytest.raises(PhotosError, match=f"^{folder} holds only near-duplicates of the other"):
+        transfer.unseen_photos(folder, dataset)
+    new = {f"{number}.png" for number in range(10)}
+    for number, name in enumerate(sorted(new)):
+        noise = np.random.default_rng(100 + number).integers(0, 256, (9, 9, 3), np.uint8)
+        Image.fromarray(noise).resize((60, 60)).save(folder / name)
+    assert {photo.path.name for photo in transfer.unseen_photos(folder, dataset)} == new
+    assert f"left out: 10 photos in {folder}" in capsys.readouterr().out
 
 
 def test_backbone_that_is_named_twice_is_trained_once(monkeypatch, tmp_path):

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
+from importlib import import_module
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ import numpy as np
 from training.files import replacing
 
 CHECKPOINT = "checkpoint.npz"
+PACKAGES = "keras", "tensorflow", "numpy", "ai-edge-litert"
 UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile)
 
 
@@ -156,10 +157,10 @@ def refuse_not_finite(arrays: Mapping[str, np.ndarray]) -> None:
 
 def versions() -> dict[str, str]:
     """What made a figure: the versions of what matters, and the machine."""
-    packages = {name: version(name) for name in ("keras", "tensorflow", "numpy", "ai-edge-litert")}
+    modules = {name: import_module(name.replace("-", "_")) for name in PACKAGES}
     return {
         "python": platform.python_version(),
-        **packages,
+        **{name: module.__version__ for name, module in modules.items()},
         "backend": keras.backend.backend(),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",
     }

@@ -22,7 +22,7 @@ from training.photos.inspect import read
 
 SIDE = 1024  # pixels of the longer side at most: the photo is encoded and decoded four times
 QUARTER = GRID**2 // 4  # cells
-COVERS = "the warmest quarter", "a quarter of the cells", "a square of a quarter"
+COVERS = "the quarter with the highest values", "a quarter of the cells", "a square of a quarter"
 
 
 def faithful(bundle: Bundle, photos: Sequence[Path]) -> bool:
@@ -30,23 +30,25 @@ def faithful(bundle: Bundle, photos: Sequence[Path]) -> bool:
     rng = np.random.default_rng(0)
     bundle = replace(bundle, explains=True)
     model = LoadedModel(bundle, load_engine(bundle))
-    warmest, cells, _ = np.mean([losses(photo, model, rng) for photo in photos], 0)
-    return bool(warmest > 2 * max(cells, 0))
+    hottest, cells = np.mean([losses(photo, model, rng, COVERS[:2]) for photo in photos], 0)
+    return bool(hottest > 2 * max(cells, 0))
 
 
-def losses(photo: Path, model: LoadedModel, rng: np.random.Generator) -> list[float]:
-    """The probability that the best class loses by each of COVERS. Raises PhotosError."""
+def losses(
+    photo: Path, model: LoadedModel, rng: np.random.Generator, covers: Sequence[str] = COVERS
+) -> list[float]:
+    """The probability that the best class loses by each of `covers`. Raises PhotosError."""
     image = read(photo, SIDE)
     image.thumbnail((SIDE, SIDE))
     seen = model.classify(as_png(image), explained=True)
     label, probability = seen.classes[0]
-    warmest = np.ravel(np.asarray(seen.explanation)).argsort()[-QUARTER:]
+    highest = np.ravel(np.asarray(seen.explanation)).argsort()[-QUARTER:]
     cells = rng.permutation(GRID**2)[:QUARTER]
     top, left = rng.integers(0, GRID // 2 + 1, 2)
     square = [(top + i) * GRID + left + j for i in range(GRID // 2) for j in range(GRID // 2)]
+    cells_of = dict(zip(COVERS, (highest, cells, square), strict=True))
     covered = [
-        dict(model.classify(as_png(cover(image, each))).classes)
-        for each in (warmest, cells, square)
+        dict(model.classify(as_png(cover(image, cells_of[each]))).classes) for each in covers
     ]
     return [probability - each[label] for each in covered]
 

@@ -98,9 +98,10 @@ class AirbenchSGD(keras.optimizers.Optimizer):
 class AirbenchMuon(AirbenchSGD):
     """Muon for the convolutions, `AirbenchSGD` for the rest (Jordan et al. 2024, "Muon").
 
-    A kernel's update is its momentum made orthogonal; before it, the kernel is scaled to unit
-    norm per filter, which takes the place of weight decay. `filter_rate` follows the schedule of
-    `learning_rate`. The whitening bias learns as fast as the offsets of BatchNorm.
+    A kernel's update is its momentum made orthogonal; before it, the kernel is scaled so that the
+    norm of its filters is 1 in root mean square, which takes the place of weight decay.
+    `filter_rate` follows the schedule of `learning_rate`. The whitening bias learns as fast as the
+    offsets of BatchNorm.
     """
 
     scaled = ("beta", "whiten/bias")

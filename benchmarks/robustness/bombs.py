@@ -54,6 +54,13 @@ def png(width: int, height: int, bits: int, colour: int, *extra: bytes, passes: 
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
+def png_of_two_headers(side: int) -> bytes:
+    """A square PNG before whose header there is that of a small one."""
+    data = png(side, side, 8, 2)
+    small = png_chunk(b"IHDR", struct.pack(">IIBBBBB", 32, 32, 8, 2, 0, 0, 0))
+    return data[:8] + small + data[8:]
+
+
 def webp_lossless(width: int, height: int) -> bytes:
     """One colour in 34 bytes: https://developers.google.com/speed/webp/docs (VP8L)."""
     bits, at = 0, 0
@@ -172,6 +179,7 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "PNG RGB with a transparent colour": of(png, SIDE, SIDE, 8, 2, png_chunk(b"tRNS", bytes(6))),
     "PNG grey, 16 bits": of(png, SIDE, SIDE, 16, 0),
     "PNG 1 bit": of(png, SIDE, SIDE, 1, 0),
+    "PNG of two headers": of(png_of_two_headers, SIDE),
     "PNG interlaced": of(png, SIDE, SIDE, 8, 6, passes=7),
     "PNG, 800,000 chunks": of(png, 8, 8, 8, 2, png_chunk(b"tEXt", b"") * 800_000),
     "PNG, 800,000 IDAT": of(png, 8, 8, 8, 2, png_chunk(b"IDAT", b"") * 800_000),

@@ -10,7 +10,7 @@ import datetime
 import hashlib
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -141,6 +141,21 @@ def photos_of_nothing(folder: Path) -> list[Photo]:
     return photos
 
 
+def unseen_photos(folder: Path, dataset: Dataset) -> list[Photo]:
+    """The photos of a folder, of no class, but near-duplicates of photos of the dataset, which say
+    nothing of new ones. Raises PhotosError."""
+    photos = photos_of_nothing(folder)
+    known = [photo for part in dataset.parts.values() for photo in part]
+    groups = [photo.group for photo in inspect.group_near_duplicates([*known, *photos])]
+    seen = set(groups[: len(known)])
+    unseen = [p for p, group in zip(photos, groups[len(known) :], strict=True) if group not in seen]
+    if not unseen:
+        raise PhotosError(f"{folder} holds only near-duplicates of the other folders' photos.")
+    if number := len(photos) - len(unseen):
+        print(f"left out: {number} photos in {folder}, near-duplicates of the other folders'")
+    return unseen
+
+
 def some_of(photos: Sequence[Photo], number: int) -> list[Photo]:
     """So many of the photos, or all, in an order that depends on their content alone."""
     return sorted(photos, key=lambda photo: photo.digest)[:number]
@@ -169,16 +184,19 @@ class Task:
     def resize(self) -> Resize:
         return self.views[0].resize
 
-    def features(self, photos: Sequence[Photo], views: int = 1) -> np.ndarray:
+    def features(
+        self, photos: Sequence[Photo], views: int = 1, resize: Resize | None = None
+    ) -> np.ndarray:
         """The features of photos with the present weights: (N, views, channels)."""
-        cache = self.runs / "features" / cache_name(self.network, self.resize)
-        options: dict[str, Any] = {"resize": self.resize, "views": views, "compute": self.compute}
+        resize = resize or self.resize
+        cache = self.runs / "features" / cache_name(self.network, resize)
+        options: dict[str, Any] = {"resize": resize, "views": views, "compute": self.compute}
         return features(self.network, photos, cache, **options)
 
     def served_features(self, photos: Sequence[Photo]) -> np.ndarray:
         """The same of photos as they are served: (N, views, channels)."""
         # The last of one view is the photo as it is, of two its mirror image.
-        of_views = [replace(self, views=(v,)).features(photos, 1 + v.mirror) for v in self.views]
+        of_views = [self.features(photos, 1 + v.mirror, v.resize) for v in self.views]
         return np.stack([each[:, -1] for each in of_views], 1)
 
 
@@ -423,9 +441,9 @@ def transfer(
     keras.utils.set_random_seed(seed)  # for weights and dropout of the backbone
     maps = load_backbone(backbone, weights, width=width)
     found, dataset = gather(folder, background, seed)
+    ood_photos = {path.name: unseen_photos(path, dataset) for path in others}
     if background:  # in a hidden folder, which is in no background, and not that of another run
         dataset.parts["train"] += synthetic_photos(runs / f".synthetic-{destination.name}")
-    ood_photos = {path.name: photos_of_nothing(path) for path in others}
     text = inspect.report(found, seed)
     print(text, flush=True)
     image_size = image_size or BACKBONES[backbone].image_size
