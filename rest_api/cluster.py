@@ -38,6 +38,7 @@ from tqdm import tqdm
 from rest_api.bundle import FILENAMES, MANIFEST, Bundle, Engine
 from rest_api.classifier import load_model
 from rest_api.errors import JobError, RequestError
+from rest_api.files import map_ahead, no_files_in, reason
 from rest_api.images import silence_pillow
 from rest_api.manifest import (
     absolute,
@@ -52,7 +53,6 @@ from rest_api.manifest import (
     write_manifest,
     write_parquet,
 )
-from rest_api.predict import map_ahead, no_files_in, reason
 
 READERS = 16  # photos that an actor reads at a time, since remote storage answers late
 CONNECT_TIMEOUT = 10  # seconds

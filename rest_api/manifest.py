@@ -21,7 +21,7 @@ from pandas.util import hash_array
 from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
 
 from rest_api.errors import JobError
-from rest_api.predict import files_of, reason
+from rest_api.files import files_of, reason
 
 MIN_PART, MAX_PART = 50, 5000  # photos of a part
 

@@ -10,41 +10,25 @@ import csv
 import io
 import json
 import os
-import stat
 import sys
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, NoReturn, TextIO, TypeVar
+from typing import BinaryIO, NoReturn, TextIO
 
 from tqdm import tqdm
 
 from rest_api.bundle import FILENAMES, Bundle, BundleError, load_bundle
 from rest_api.classifier import LoadedModel, Prediction, load_model, percent
 from rest_api.errors import JobError, RequestError
+from rest_api.files import STDIN, files_of, map_ahead, needs_ray, no_files_in, reason
 from rest_api.images import silence_pillow
 from rest_api.settings import DEFAULT_MODEL, VERSION, available_cores, model_path, option_of
 
 MANY = 20  # files from which on there is a progress bar, on a terminal
-STDIN = "-"
 NAMES = "surrogateescape"  # how names of files that are not UTF-8 are read, and so written
 KILLED_BY_PIPE = 128 + 13  # what shells have as the status of a command that SIGPIPE ended
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
-
-@contextmanager
-def needs_ray() -> Iterator[None]:
-    """Exit with one line that says how to install Ray, where an import lacks it."""
-    try:
-        yield
-    except ImportError as error:
-        sys.exit(
-            'error: --cluster needs Ray: pip install "cifar10-cnn[cluster]", or in a clone: '
-            f"pip install -r rest_api/requirements-cluster.txt ({error})"
-        )
 
 
 def classify_all(
@@ -62,54 +46,12 @@ def classify_all(
     yield from map_ahead(attempt, files, threads)
 
 
-def map_ahead(
-    call: Callable[[Item], Result], items: Iterable[Item], threads: int
-) -> Iterator[Result]:
-    """Call `call` on each item in threads; yields the results in the items' order.
-
-    A few items ahead only, so that memory does not grow with their number.
-    """
-    with ThreadPoolExecutor(threads) as pool:
-        ahead: deque[Future[Result]] = deque()
-        for item in items:
-            ahead.append(pool.submit(call, item))
-            if len(ahead) > 4 * threads:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
-
-
-def files_of(paths: Sequence[str]) -> Iterator[str]:
-    """The files that the paths stand for: of a folder, all below it but hidden and special ones,
-    and the folders that cannot be read, which are then reported as a file is."""
-    unreadable: list[str] = []
-    for path in paths:
-        if path == STDIN or not stat.S_ISDIR(mode_of(path)):
-            yield path
-            continue
-        below = os.walk(path, onerror=lambda error: unreadable.append(error.filename))
-        for folder, folders, names in below:
-            folders[:] = sorted(name for name in folders if name[0] != ".")
-            files = (str(Path(folder, name)) for name in sorted(names) if name[0] != ".")
-            # A pipe would be waited for. What cannot be looked at is reported when it is read.
-            yield from (file for file in files if stat.S_ISREG(mode_of(file) or stat.S_IFREG))
-    yield from unreadable
-
-
 def is_same(path: str, output: Path | None) -> bool:
     """Whether a file is the one that the answers are written to."""
     try:
         return output is not None and output.samefile(path)
     except OSError:  # one of them is not there
         return False
-
-
-def mode_of(path: str) -> int:
-    """The type of a file, for the module stat; 0 where it cannot be looked at."""
-    try:
-        return Path(path).stat().st_mode
-    except OSError:
-        return 0
 
 
 def as_table(file: str, prediction: Prediction, _: Bundle) -> str:
@@ -232,11 +174,6 @@ def write(
     return failures
 
 
-def reason(error: Exception) -> str:
-    """What went wrong, in one line without the name of the file."""
-    return getattr(error, "strerror", None) or str(error).partition("\n")[0]
-
-
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Classify images without a server.")
     add = parser.add_argument
@@ -293,10 +230,6 @@ def classify_on_cluster(args: argparse.Namespace) -> None:
         sys.exit(f"error: {error}")
     if number:
         sys.exit(f"Files that could not be read: {number}. --retry-errors tries them again.")
-
-
-def no_files_in(paths: Sequence[str]) -> str:
-    return f"no files in {', '.join(paths)}. Name images, or a folder with some."
 
 
 def refuse_to_continue(output: str, error: Exception) -> NoReturn:

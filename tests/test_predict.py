@@ -18,15 +18,8 @@ from PIL import Image
 from rest_api import __version__, predict
 from rest_api.bundle import load_bundle
 from rest_api.classifier import Prediction
-from rest_api.predict import (
-    FORMATS,
-    MANY,
-    already_in,
-    classify_all,
-    csv_header,
-    files_of,
-    needs_ray,
-)
+from rest_api.files import files_of, needs_ray
+from rest_api.predict import FORMATS, MANY, already_in, classify_all, csv_header
 from rest_api.settings import DEFAULT_MODEL
 from tests.support import FROG, ROOT, encode, error_of, post
 

@@ -23,7 +23,7 @@ from training import metrics
 from training import train as cli
 from training.augment import Augmentation
 from training.checkpoint import TrainState, restore_checkpoint, save_checkpoint
-from training.cifar10 import recipes, train
+from training.cifar10 import averages, recipes, train
 from training.cifar10.networks import residual_vgg, vgg
 
 
@@ -366,14 +366,14 @@ def test_averaged_network_has_the_mean_weights_of_the_last_steps(
     quick, data, tmp_path, monkeypatch
 ):
     recipe = replace(quick, network=partial(vgg, 1), batch_size=16, averaged=0.5)  # of 12 steps
-    monkeypatch.setattr(train, "AVERAGE_EVERY", 2)
-    taken, update_average = [], train.update_average
+    monkeypatch.setattr(averages, "EVERY", 2)
+    taken, update_average = [], averages.update_average
 
     def recorded(average: list[np.ndarray], network: keras.Model, share: float) -> None:
         taken.append((int(network.optimizer.iterations), network.get_weights()))
         update_average(average, network, share)
 
-    monkeypatch.setattr(train, "update_average", recorded)
+    monkeypatch.setattr(averages, "update_average", recorded)
     network, _ = train.train(recipe, data, None, tmp_path, epochs=3)
     assert [step for step, _ in taken] == [8, 10, 12]
     means = [np.mean(each, 0) for each in zip(*(weights for _, weights in taken), strict=True)]
@@ -385,7 +385,7 @@ def test_statistics_of_batch_norm_are_those_of_the_batches(data):
     network = vgg(1, batch_norm=True)
     first = next(each for each in network.layers if isinstance(each, BatchNormalization))
     batches = [(data[0][start : start + 16], data[1]) for start in (0, 16, 32)]
-    train.set_statistics(network, iter(batches))
+    averages.set_statistics(network, iter(batches))
     before = keras.Model(network.inputs, first.input)  # (48, 32, 32, 32)
     activations = before(np.concatenate([images for images, _ in batches])).numpy()
     np.testing.assert_allclose(first.moving_mean, activations.mean((0, 1, 2)), rtol=1e-4)

@@ -43,7 +43,7 @@ def results_of(calls: Mapping[str, Callable[[], Result]], cluster: str | None) -
     if not cluster:
         yield from (call() for call in calls.values())
         return
-    from rest_api.predict import needs_ray
+    from rest_api.files import needs_ray
 
     with needs_ray():
         from training.cluster import side_by_side

@@ -46,14 +46,14 @@ def losses(
     cells = rng.permutation(GRID**2)[:QUARTER]
     top, left = rng.integers(0, GRID // 2 + 1, 2)
     square = [(top + i) * GRID + left + j for i in range(GRID // 2) for j in range(GRID // 2)]
-    cells_of = dict(zip(COVERS, (highest, cells, square), strict=True))
+    cells_of = dict(zip(COVERS, (highest, cells, np.array(square)), strict=True))
     covered = [
         dict(model.classify(as_png(cover(image, cells_of[each]))).classes) for each in covers
     ]
     return [probability - each[label] for each in covered]
 
 
-def cover(image: Image.Image, cells: Sequence[int] | np.ndarray) -> Image.Image:
+def cover(image: Image.Image, cells: np.ndarray) -> Image.Image:
     """The image with some cells of the grid, numbered in rows, in grey."""
     mask = np.zeros(GRID**2, np.uint8)
     mask[cells] = 255

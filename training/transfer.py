@@ -71,7 +71,7 @@ def main() -> None:
     options = vars(parse_arguments())
     training.import_keras()
     from rest_api.errors import JobError
-    from rest_api.predict import needs_ray
+    from rest_api.files import needs_ray
     from training.checkpoint import RunError
     from training.photos.inspect import PhotosError
     from training.photos.report import as_lines

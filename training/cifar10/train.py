@@ -21,7 +21,6 @@ import keras
 import numpy as np
 from keras import KerasTensor as Tensor
 from keras import ops
-from keras.layers import BatchNormalization
 from keras.losses import categorical_crossentropy
 from tqdm import tqdm
 
@@ -37,13 +36,12 @@ from training.checkpoint import (
     versions,
 )
 from training.cifar10 import outliers, recipes
+from training.cifar10.averages import average_after, begin_averages, set_averages
 from training.cifar10.data import HELD_OUT, LABELS, Split, load_cifar10, split_validation
 from training.cifar10.recipes import Recipe
 from training.files import check_writable, replacing, write_json
 from training.precision import fastest_dtype, on_accelerator
 
-AVERAGE_EVERY = 5  # steps
-STATISTICS_BATCHES = 20  # of which BatchNorm's statistics are taken for averaged weights
 STEPS_IN_A_GRAPH = 8  # on an accelerator, where Python's part of each step counts
 Batch = tuple[np.ndarray, np.ndarray, np.ndarray]  # images, one-hot labels, positions
 HISTORY, CURVES, RESULT = "history.csv", "curves.png", "result.json"
@@ -78,8 +76,7 @@ def train(
     total_steps = sum(steps_of_epoch)
 
     network = build(recipe, images, seed, steps_per_epoch, total_steps / steps_per_epoch)
-    kept = {"lookahead": recipe.lookahead, "mean": recipe.averaged}
-    averages = {name: network.get_weights() for name, wanted in kept.items() if wanted}
+    averages = begin_averages(recipe, network)
     settings = {"seed": seed, "epochs": epochs, "images": len(images), "dtype": recipe.dtype}
     state = TrainState(settings)
     run.mkdir(parents=True, exist_ok=True)
@@ -88,16 +85,11 @@ def train(
         write_history(run / HISTORY, state.history)  # it may lack the epoch of the checkpoint
     first, before = state.epoch, state.seconds
 
-    averaged = max(1, round(recipe.averaged * total_steps / AVERAGE_EVERY))  # sets of weights
     ends: list[float] = []  # of the epoch's steps
 
     def after_step() -> None:
         state.step += 1
-        if recipe.lookahead and state.step % recipe.lookahead == 0:
-            look_ahead(network, averages["lookahead"], state.step / total_steps)
-        to_come, rest = divmod(total_steps - state.step, AVERAGE_EVERY)
-        if recipe.averaged and to_come < averaged and not rest:
-            update_average(averages["mean"], network, 1 / (averaged - to_come))
+        average_after(state.step, total_steps, recipe, network, averages)
         ends.append(time.perf_counter())
         bar.update(batch_size)
 
@@ -134,7 +126,7 @@ def train(
         batches = islice(make_batches(wanted=wanted), steps)
         figures = train_steps(network, batches, steps, after_step, bar)
         if state.step == total_steps:
-            finish(network, recipe, averages, make_batches())
+            set_averages(network, recipe, averages, make_batches())
         figures |= validate(network, validation) if validation else {}
         if shows_hardest(recipe):
             state.losses = losses.tolist()
@@ -366,52 +358,6 @@ def augmentation_of_epoch(recipe: Recipe, epoch: int, epochs: float) -> Augmenta
     return replace(recipe.augmentation, rotation=0, shift=0)
 
 
-def finish(
-    network: keras.Model,
-    recipe: Recipe,
-    averages: Mapping[str, list[np.ndarray]],
-    batches: Iterator[Batch],
-) -> None:
-    """Give the network its averaged weights, where the recipe keeps an average."""
-    for average in averages.values():
-        network.set_weights(average)
-    if recipe.averaged:
-        set_statistics(network, islice(batches, STATISTICS_BATCHES))
-
-
-def update_average(average: list[np.ndarray], network: keras.Model, share: float) -> None:
-    """Take the weights into their running `average`, of which they become the fraction `share`."""
-    for i, weights in enumerate(network.get_weights()):
-        average[i] = (1 - share) * average[i] + share * weights
-
-
-def set_statistics(network: keras.Model, batches: Iterator[Batch]) -> None:
-    """Set BatchNorm's moving statistics to their mean over batches.
-
-    Those of averaged weights are not the average of statistics (Izmailov et al. 2018,
-    arXiv:1803.05407, which averages weights at a constant learning rate, too).
-    """
-    norms = [each for each in network.layers if isinstance(each, BatchNormalization)]
-    momenta = [norm.momentum for norm in norms]
-    for number, (images, *_) in enumerate(batches, start=1):
-        for norm in norms:
-            norm.momentum = 1 - 1 / number  # the running mean of all so far
-        network(images, training=True)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-
-
-def look_ahead(network: keras.Model, average: list[np.ndarray], done: float) -> None:
-    """Take the weights into their running `average`, and set them to it.
-
-    BatchNorm's moving statistics are among them. The average is longer towards the end; `done` is
-    the fraction of training done. Lookahead is Zhang et al. 2019 (arXiv:1907.08610), the cubic
-    schedule airbench's.
-    """
-    update_average(average, network, 1 - 0.95**5 * done**3)
-    network.set_weights(average)
-
-
 def validate(network: keras.Model, validation: Split) -> dict[str, float]:
     """Cross-entropy and accuracy on images that are not trained on."""
     logits = predict(network, validation[0])[:, : len(LABELS)]
@@ -525,12 +471,7 @@ def run_recipe(
         raise RunError(
             f"{run} cannot be written: {error.strerror}. Give another --output."
         ) from error
-    (trained_on, measured_on), held_out = load_cifar10(data), 0
-    if not final:
-        trained_on, measured_on = split_validation(*trained_on)
-    elif hold_out:
-        trained_on, (_, kept) = split_validation(*trained_on, HELD_OUT)
-        held_out = len(kept)
+    trained_on, measured_on, held_out = split_data(data, final, HELD_OUT if hold_out else 0)
     others = None
     if recipe.outliers:
         others = outliers.outliers(outliers.load_cifar100(cifar100), seed)
@@ -544,10 +485,6 @@ def run_recipe(
         epochs=epochs,
         started=started,
     )
-    evaluation = time.perf_counter()
-    images, labels = measured_on
-    logits, logits_tta = predict_views(network, images, recipe.augmented_share)
-    evaluation = time.perf_counter() - evaluation
     plots.save(plots.curves(state.history, run.name), run / CURVES)
     result = {
         "recipe": name,
@@ -555,14 +492,42 @@ def run_recipe(
         "held_out": held_out,
         "date": datetime.date.today().isoformat(),
         "measured_on": "test" if final else "validation",
-        "accuracy": metrics.accuracy(logits, labels),
-        "accuracy_tta": metrics.accuracy(logits_tta, labels),
-        "seconds": round(state.seconds + evaluation, 1),
-        "seconds_in_steps": round(sum(row["seconds_in_steps"] for row in state.history), 1),
+        **measure(network, recipe, measured_on, state),
         "versions": versions(),
     }
     write_json(run / RESULT, result)
     return result
+
+
+def split_data(
+    directory: str | Path | None, final: bool, held_out: int
+) -> tuple[Split, Split, int]:
+    """What is trained on, what is measured on, and how many training images are held out.
+
+    Raises DataError.
+    """
+    training, test = load_cifar10(directory)
+    if not final:
+        return *split_validation(*training), 0
+    if held_out:
+        training, (_, kept) = split_validation(*training, held_out)
+        held_out = len(kept)
+    return training, test, held_out
+
+
+def measure(
+    network: keras.Model, recipe: Recipe, measured_on: Split, state: TrainState
+) -> dict[str, float]:
+    """The figures of a trained network, and the seconds that they and the training took."""
+    started = time.perf_counter()
+    images, labels = measured_on
+    logits, logits_tta = predict_views(network, images, recipe.augmented_share)
+    return {
+        "accuracy": metrics.accuracy(logits, labels),
+        "accuracy_tta": metrics.accuracy(logits_tta, labels),
+        "seconds": round(state.seconds + time.perf_counter() - started, 1),
+        "seconds_in_steps": round(sum(row["seconds_in_steps"] for row in state.history), 1),
+    }
 
 
 def directory(name: str, seed: int, final: bool) -> Path:

@@ -21,7 +21,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from rest_api.bundle import FILENAMES, Engine, Resize, View, load_bundle
+from rest_api.bundle import FILENAMES, Bundle, Engine, Resize, View, load_bundle
 from training import plots
 from training.cam import activation_maps, shares_of_mean
 from training.card import card, write_card
@@ -429,15 +429,7 @@ def transfer(
     """
     started = time.perf_counter()
     destination = destination.absolute()  # "." has no name
-    refuse_other_folder(destination)
-    try:
-        check_writable(runs)
-    except OSError as error:
-        raise RunError(
-            f"{runs}/ cannot be written: {error.strerror}. Start it in another directory."
-        ) from error
-    inspect.by_name([*background, *others])  # or one would be lost
-    inspect.check_separate([folder, *background, *others])
+    check_folders(folder, destination, background, others, runs)
     keras.utils.set_random_seed(seed)  # for weights and dropout of the backbone
     maps = load_backbone(backbone, weights, width=width)
     found, dataset = gather(folder, background, seed)
@@ -450,27 +442,13 @@ def transfer(
     task = Task(dataset, maps, image_size, tuple(views), tuning, coverage, seed, runs, compute)
     selection = select(task)
     network = fit(task, selection)
-    compared = dataset.photos("test")[:MAX_COMPARED]
-    known = some_of(dataset.photos("train"), CALIBRATION)
+    unseen = dataset.background("test")
+    for each in background:
+        if inside := [photo for photo in unseen if photo.path.is_relative_to(each)]:
+            ood_photos[each.name] = inside
+    description = {"name": destination.name, **describe(task, selection, backbone, width)}
     with replacing_folder(destination) as bundle_folder:  # until it has its card, too
-        export(
-            network,
-            bundle_folder,
-            {"name": destination.name, **describe(task, selection, backbone, width)},
-            served(compared, image_size, views),
-            dataset.class_ids(compared),
-            engines=engines,
-            calibration=served(known, image_size, [View(task.resize)])[0],
-            saved_model=saved_model,
-        )
-        unseen = dataset.background("test")
-        for each in background:
-            if inside := [photo for photo in unseen if photo.path.is_relative_to(each)]:
-                ood_photos[each.name] = inside
-        bundle = load_bundle(bundle_folder)
-        explained = some_of(dataset.photos(*dataset.parts), EXPLAINED)
-        if faithful(bundle, [photo.path for photo in explained]):
-            bundle = change_manifest(bundle, explains=True)
+        bundle = write_bundle(task, network, bundle_folder, description, engines, saved_model)
         parts = {part: dataset.photos(part) for part in dataset.parts}
         figures, drawings = examine(bundle, parts, ood_photos)
         failures = [
@@ -485,3 +463,55 @@ def transfer(
     page = write_report(runs / f"report-{destination.name}", figures, drawings, text)
     print(f"Report: {page}")
     return figures, drawings
+
+
+def check_folders(
+    folder: Path,
+    destination: Path,
+    background: Sequence[Path],
+    others: Sequence[Path],
+    runs: Path,
+) -> None:
+    """Refuse, before anything is computed, folders that cannot be written or lie in one another.
+
+    Raises ExportError, RunError and PhotosError.
+    """
+    refuse_other_folder(destination)
+    try:
+        check_writable(runs)
+    except OSError as error:
+        raise RunError(
+            f"{runs}/ cannot be written: {error.strerror}. Start it in another directory."
+        ) from error
+    inspect.by_name([*background, *others])  # or one would be lost
+    inspect.check_separate([folder, *background, *others])
+
+
+def write_bundle(
+    task: Task,
+    network: keras.Model,
+    folder: Path,
+    description: dict[str, Any],
+    engines: Sequence[Engine],
+    saved_model: bool,
+) -> Bundle:
+    """Export the network, compared on test photos; it explains its answers if they rest on what
+    the explanations show. Raises ExportError."""
+    dataset = task.dataset
+    compared = dataset.photos("test")[:MAX_COMPARED]
+    calibration = some_of(dataset.photos("train"), CALIBRATION)
+    export(
+        network,
+        folder,
+        description,
+        served(compared, task.image_size, task.views),
+        dataset.class_ids(compared),
+        engines=engines,
+        calibration=served(calibration, task.image_size, [View(task.resize)])[0],
+        saved_model=saved_model,
+    )
+    bundle = load_bundle(folder)
+    explained = some_of(dataset.photos(*dataset.parts), EXPLAINED)
+    if faithful(bundle, [photo.path for photo in explained]):
+        return change_manifest(bundle, explains=True)
+    return bundle
