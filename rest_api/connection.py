@@ -60,7 +60,7 @@ class Connection(asyncio.Protocol):
         self.last = False  # close after the answer
         self.unread = False  # the client may have sent more than was read
         self.unsent = 0  # bytes of answers that the client had not taken when it was looked at
-        self.held = 0  # bytes of requests and answers that the gateway counts
+        self.buffered = 0  # bytes of requests and answers that the gateway counts
         self.begin()
 
     def begin(self) -> None:
@@ -204,7 +204,7 @@ class Connection(asyncio.Protocol):
         head = min(self.overhead, MAX_HEAD)
         body = self.size if self.size <= self.keep else 0
         unsent = self.transport.get_write_buffer_size()
-        return self.gateway.hold(self, head + body + CHUNK * len(self.chunks) + unsent)
+        return self.gateway.count_bytes(self, head + body + CHUNK * len(self.chunks) + unsent)
 
     # Called by the gateway.
 

@@ -143,7 +143,7 @@ class Gateway:
             self.slots += connection.queued.pop().slots
             connection.begin()
         if connection.state is not State.ANSWERING:  # else the request is still in memory
-            self.hold(connection, 0)
+            self.count_bytes(connection, 0)
 
     def wait(self, connection: Connection) -> None:
         """Give the client its time, from now on."""
@@ -157,10 +157,10 @@ class Gateway:
         message = f"The request took over {READ_TIMEOUT:g} seconds to arrive."
         return RequestError(408, "too_slow", f"{message} Send less, or send it faster.")
 
-    def hold(self, connection: Connection, size: int) -> bool:
+    def count_bytes(self, connection: Connection, size: int) -> bool:
         """Count the bytes that a connection keeps in memory; whether there is room for them."""
-        self.buffered_bytes += size - connection.held
-        connection.held = size
+        self.buffered_bytes += size - connection.buffered
+        connection.buffered = size
         if self.buffered_bytes > self.max_buffered:
             self.make_room()
         return self.buffered_bytes <= self.max_buffered
@@ -171,10 +171,10 @@ class Gateway:
         for connection, since in list(self.waiting.items()):
             if since > due or self.buffered_bytes <= self.max_buffered:
                 return
-            if connection.held:
+            if connection.buffered:
                 connection.transport.abort()  # it is lost a turn of the loop later
-                self.buffered_bytes -= connection.held
-                connection.held = 0
+                self.buffered_bytes -= connection.buffered
+                connection.buffered = 0
 
     def take(self, connection: Connection) -> None:
         """Have a thread answer a request that has arrived whole."""
