@@ -401,7 +401,7 @@ def test_minutes_to_an_accuracy_are_those_of_all_seeds_that_reached_it(tmp_path,
     assert training.time_to_validation("fast", 0.90) == [(2, 2), (4, 3)]
     assert training.time_to_validation("fast", 0.95) == [(3, 3), None]
     assert training.cell([(2, 2), (4, 3)]) == "3.00 ± 1.41 (2, 3)"
-    assert training.cell([(3, 3), None]) == "3.00 (3, –)"
+    assert training.cell([(3, 3), None]) == "1 of 2: 3.00 (3, –)"
     assert training.cell([None, None]) == "–"
 
 

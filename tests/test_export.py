@@ -445,7 +445,9 @@ def test_run_that_kept_no_images_back_is_not_calibrated_on_those_it_was_trained_
 
 def test_final_run_whose_validation_run_is_missing_is_told_what_it_needs(data, tmp_path):
     run = tmp_path / "mine-final"
-    with pytest.raises(RunError, match=r"mine-final was trained on all .* without --final first"):
+    with pytest.raises(
+        RunError, match=r"mine-final was trained on all .* without --final into .*/mine, or give"
+    ):
         calibration_of(
             run, networks.vgg(1), {"measured_on": "test"}, data, [View("stretch")], None, 1.0
         )

@@ -94,13 +94,37 @@ def test_near_duplicates_are_linked_by_hashes_that_differ_in_few_bits():
     assert [p.group for p in group_near_duplicates(photos)] == ["a", "a", "c", "a"]
 
 
+def test_photos_of_one_hash_are_near_duplicates_with_all_that_are_near_to_it():
+    def photo(digest: str, hash_: int) -> Photo:
+        return Photo(Path(digest), "cat", digest, hash_, "JPEG", "RGB", (1, 1))
+
+    photos = [photo(digest, 0) for digest in "fed"] + [photo("c", 1), photo("b", 2**40 - 1)]
+    assert [p.group for p in group_near_duplicates(photos)] == ["c", "c", "c", "c", "b"]
+
+
+def test_photos_beside_the_folders_of_the_classes_are_noted(folder):
+    picture(5).save(folder / "lost.png")
+    notes = survey(folder).notes
+    assert notes[0] == "files beside the folders of the classes, which are not used: 1"
+
+
+def test_files_of_other_classes_are_no_reason_for_too_few_photos_of_one(folder):
+    shutil.copy(folder / "cat" / "00.png", folder / "cat" / "copy.png")
+    for photo in sorted((folder / "dog").iterdir())[:4]:
+        photo.write_bytes(b"")
+    with pytest.raises(PhotosError, match="dog holds 8 usable photos") as error:
+        survey(folder)
+    assert "dog/00.png" in str(error.value)
+    assert "copy.png" not in str(error.value)
+
+
 def test_what_is_used_but_odd_is_noted(folder):
     (folder / "cat" / "00.png").rename(folder / "cat" / "wrong.jpg")
     picture(1, (192, 144)).save(folder / "dog" / "like_a_cat.png")
     for i in range(60):
         picture(1000 + i).save(folder / "dog" / f"more{i}.png")
     notes = "\n".join(survey(folder).notes)
-    assert "wrong.jpg is a PNG by its content" in notes
+    assert f"files named .jpg that hold PNG: 1, such as {folder}/cat/wrong.jpg" in notes
     assert "near-duplicates in different classes" in notes
     assert "like_a_cat.png" in notes
     assert "dog has 73 photos, cat only 12" in notes

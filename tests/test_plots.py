@@ -36,6 +36,18 @@ def test_another_installed_font_draws_what_the_own_one_lacks(installed, monkeypa
     assert rcParams["font.family"] == ["DejaVu Sans", "Neko"]
 
 
+def test_dollar_signs_in_labels_are_drawn_as_they_are(tmp_path):
+    plots.save(plots.confusion(np.eye(2, dtype=int), ["$", "$$"]), tmp_path / "confusion.png")
+
+
+def test_confusion_of_many_classes_shows_no_counts():
+    (few,), (many,) = (
+        plots.confusion(np.eye(count, dtype=int), list(map(str, range(count)))).axes
+        for count in (60, 61)
+    )
+    assert (len(few.texts), len(many.texts)) == (60, 0)
+
+
 def test_figures_of_emoji_classes_have_no_boxes(installed, tmp_path):
     labels = ["\U0001f438", "\U0001f431 cat", "dog"]
     images = np.zeros((3, 8, 8, 3), np.uint8)

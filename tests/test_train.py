@@ -214,6 +214,7 @@ def test_least_epochs_that_the_refusal_names_are_a_step(quick, steps_per_epoch):
 def test_last_epoch_may_be_a_part_of_one(quick):
     assert train.steps_of_epochs(quick, 2.5, 22) == [22, 22, 11]
     assert train.steps_of_epochs(replace(quick, hardest={0: 1, 1: 0.6}), 2.5, 20) == [20, 12, 6]
+    assert train.steps_of_epochs(quick, 1.1, 50) == [50, 5]  # 50 * (1.1 - 1) is more than 5
 
 
 def test_one_step_of_fast94_has_a_finite_loss_and_leaves_no_dtype_policy_behind(data, tmp_path):
@@ -298,6 +299,14 @@ def test_groups_of_steps_in_one_graph_end_where_single_steps_do(quick, data, tmp
         assert other["loss"] == pytest.approx(one["loss"], rel=1e-3)
     for expected, found in zip(network.get_weights(), grouped.get_weights(), strict=True):
         np.testing.assert_allclose(found, expected, atol=2e-3)
+
+
+def test_steps_after_which_weights_are_averaged_are_not_grouped(quick, data, monkeypatch):
+    monkeypatch.setattr(train, "on_accelerator", lambda: True)
+    recipe = replace(quick, network=partial(vgg, 1))
+    assert train.build(recipe, data[0], 0, 8, 1).steps_per_execution == train.STEPS_IN_A_GRAPH
+    for averaging in ({"averaged": 0.5}, {"lookahead": 5}):
+        assert train.build(replace(recipe, **averaging), data[0], 0, 8, 1).steps_per_execution == 1
 
 
 @pytest.mark.slow

@@ -850,6 +850,17 @@ def test_near_duplicates_of_photos_of_the_classes_do_not_count_as_other_things(
     assert f"left out: 10 photos in {folder}" in capsys.readouterr().out
 
 
+def test_weights_of_a_rejected_tuning_are_the_same_to_the_byte():
+    network = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    start = [np.array([[-0.0], [1.0]], np.float32), np.zeros(1, np.float32)]
+    tuned = [weights + 1 for weights in start]
+    tuning.interpolate(network, start, tuned, 0)
+    found = network.get_weights()
+    assert [weights.tobytes() for weights in found] == [weights.tobytes() for weights in start]
+    tuning.interpolate(network, start, tuned, 0.5)
+    assert network.get_weights()[0].tolist() == [[0.5], [1.5]]
+
+
 def test_backbone_that_is_named_twice_is_trained_once(monkeypatch, tmp_path):
     calls = []
 

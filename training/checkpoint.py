@@ -65,7 +65,9 @@ def save_checkpoint(
     try:
         refuse_not_finite(arrays)
     except ValueError as error:
-        raise RunError(f"Training diverged: {error}. Lower the learning rate.") from error
+        raise RunError(
+            f"Training diverged: {error}. Try --dtype float32, or lower the recipe's learning rate."
+        ) from error
     with replacing(path) as part:
         np.savez(part, state=json.dumps(asdict(state)), **arrays)
 

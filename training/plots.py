@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from IPython.display import DisplayObject
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#767676"
+MAX_COUNTED = 60  # classes of a confusion matrix that shows its counts
 MANY = (BLUE, "#E69F00", GREEN, "#CC79A7", "#56B4E9", ORANGE, "#000000")
 
 matplotlib.rcParams.update(
@@ -31,6 +32,7 @@ matplotlib.rcParams.update(
         "grid.alpha": 0.3,
         "legend.frameon": False,
         "savefig.dpi": 120,
+        "text.parse_math": False,  # a label may hold a dollar sign
     }
 )
 
@@ -112,8 +114,9 @@ def progress(
 def curves(history: Sequence[dict], title: str) -> Figure:
     """Loss and accuracy over wall-clock time, a dot an epoch.
 
-    Training figures are those of augmented images with smoothed labels, so that its loss lies
-    above, and early on its accuracy below, what the validation images show.
+    Training figures are those of augmented images with smoothed labels, where the recipe says so
+    of the hardest ones alone, so that its loss lies above, and its accuracy below, what the
+    validation images show.
     """
     minutes = [row["seconds"] / 60 for row in history]
     figure, (left, right) = grid(2, 2, 4.5, 3.6)
@@ -127,13 +130,15 @@ def curves(history: Sequence[dict], title: str) -> Figure:
 
 
 def confusion(matrix: np.ndarray, labels: Sequence[str]) -> Figure:
-    """A confusion matrix with its counts; rows are the true classes."""
-    figure, (axes,) = grid(1, 1, 7.2, 6.4)
+    """A confusion matrix, with its counts if they are legible; rows are the true classes."""
+    side = max(6.4, 0.35 * min(len(labels), MAX_COUNTED))  # inches
+    figure, (axes,) = grid(1, 1, side + 0.8, side)
     share = matrix / matrix.sum(1, keepdims=True).clip(1)
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    for (row, column), count in np.ndenumerate(matrix):
+    for row, column in np.argwhere(matrix) if len(labels) <= MAX_COUNTED else ():
         colour = "white" if share[row, column] > 0.5 else "black"
-        axes.text(column, row, count or "", ha="center", va="center", color=colour, fontsize=10)
+        count = matrix[row, column]
+        axes.text(column, row, count, ha="center", va="center", color=colour, fontsize=10)
     axes.grid(False)
     ticks, names = range(len(labels)), legible(labels)
     axes.set_xticks(ticks, names, rotation=45, ha="right")

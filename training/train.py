@@ -33,7 +33,11 @@ def parse_arguments() -> argparse.Namespace:
     add("recipe", choices=recipes.names())
     seed = "random seed (0); several are a run each"
     add("--seed", type=int_between(0, 2**32 - 1), nargs="+", default=[0], metavar="N", help=seed)
-    add("--epochs", type=positive, help="instead of the recipe's own number")
+    add(
+        "--epochs",
+        type=positive,
+        help="instead of the recipe's number; image sizes change at the same epochs",
+    )
     add("--final", action="store_true", help="train on all images, measure on the test set")
     add("--hold-out", action="store_true", help="with --final: keep 1,000 images to calibrate on")
     add("--dtype", choices=DTYPES, help="data type to compute in, instead of the recipe's choice")

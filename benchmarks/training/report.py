@@ -6,11 +6,12 @@ import os
 import statistics
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from benchmarks.common import mean_and_std, spread, table
 from benchmarks.training.speed import gflop_per_image, images_per_second, matrix_product_gflops
-from training.cifar10 import recipes
+from training.cifar10 import recipes, train
 from training.cifar10.records import RECORDS, read_history
 
 NAMES = ("fast94", "fast94_2025", "classic")
@@ -88,20 +89,22 @@ def milestones() -> Iterator[list[str]]:
 
 
 def cell(found: Sequence[tuple[float, float] | None]) -> str:
-    """The mean of the minutes, and each seed's epochs."""
+    """The mean of the minutes of the seeds that reach it, and each seed's epochs."""
     minutes = [each[0] for each in found if each]
     epochs = ", ".join(f"{each[1]:g}" if each else "–" for each in found)
-    return f"{mean_and_std(minutes)} ({epochs})" if minutes else "–"
+    some = f"{len(minutes)} of {len(found)}: " if len(minutes) < len(found) else ""
+    return f"{some}{mean_and_std(minutes)} ({epochs})" if minutes else "–"
 
 
 def speeds(rounds: int) -> Iterator[list[str]]:
     """The recipes' arithmetic beside that of matrix products, measured in turn."""
     measured = defaultdict(list)
+    loaded = {name: recipes.load(name) for name in NAMES}
+    chosen = {name: replace(each, dtype=train.dtype_of(each)) for name, each in loaded.items()}
     for _ in range(rounds):
         for dtype in DTYPES:
             measured[dtype].append(matrix_product_gflops(dtype))
-        for name in NAMES:
-            recipe = recipes.load(name)
+        for name, recipe in chosen.items():
             gflop = gflop_per_image(recipe.network(), IMAGE_SIZE)
             measured[name].append(gflop * images_per_second(recipe, IMAGE_SIZE))
     for name, values in measured.items():

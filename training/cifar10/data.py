@@ -33,6 +33,10 @@ HELD_OUT = 1_000  # of a final run, to calibrate on
 SPLIT_SEED = 2009  # one split for every run: accuracies of different runs stay comparable
 
 Split = tuple[np.ndarray, np.ndarray]
+DAMAGE = (
+    OSError, EOFError, pickle.UnpicklingError, AttributeError, LookupError, MemoryError, TypeError,
+    ValueError,
+)  # fmt: skip
 HELP = (
     "Give the directory that holds the official cifar-10-batches-py files with --data or "
     "CIFAR10_DIR, or neither to download them (https://www.cs.toronto.edu/~kriz/cifar.html)."
@@ -74,7 +78,7 @@ def read_batch(
         pixels, labels = np.asarray(batch[b"data"]), np.asarray(batch[key])
     except FileNotFoundError:
         raise DataError(f"{path} is missing. {advice}") from None
-    except (OSError, EOFError, pickle.UnpicklingError, KeyError, TypeError, ValueError) as error:
+    except DAMAGE as error:
         raise DataError(
             f"{path} is not a complete CIFAR-{classes} batch file ({error!r}). "
             f"Download it again. {advice}"

@@ -104,10 +104,10 @@ def calibration_of(
         if result["measured_on"] != "validation":
             validation_run = run.with_name(run.name.removesuffix("-final"))
             if validation_run == run or not (validation_run / RESULT).exists():
+                first = f", or without --final into {validation_run}" * (validation_run != run)
                 raise RunError(
                     f"{run} was trained on all images, and left none to calibrate on. "
-                    "Train with --hold-out, or the same without --final first, or give "
-                    "--calibration-photos."
+                    f"Train with --hold-out{first}, or give --calibration-photos."
                 )
             check_validation_run(validation_run, result)
             network = load_network(validation_run)[0]

@@ -36,7 +36,7 @@ from training.checkpoint import (
     versions,
 )
 from training.cifar10 import outliers, recipes
-from training.cifar10.averages import average_after, begin_averages, set_averages
+from training.cifar10.averages import Weights, average_after, begin_averages, set_averages
 from training.cifar10.data import HELD_OUT, LABELS, Split, load_cifar10, split_validation
 from training.cifar10.recipes import Recipe
 from training.files import check_writable, replacing, write_json
@@ -100,11 +100,9 @@ def train(
     if shows_hardest(recipe):
         train_steps = partial(single_steps, losses=losses)
     for epoch in range(first, ceil(epochs)):
-        image_size, frozen = phase = phase_of_epoch(recipe, epoch)
+        image_size, _ = phase = phase_of_epoch(recipe, epoch)
         if epoch == first or phase != phase_of_epoch(recipe, epoch - 1):
-            for name in frozen:
-                freeze(network, name)
-            network.make_train_function(force=True)  # one graph for each phase: fixed shapes
+            begin_phase(network, recipe, epoch)
             known = at_size(data, recipe, image_size)
             unknown = at_size(others, recipe, image_size) if others else None
         shown = outliers.draw(known, unknown, drawn, epoch, seed) if unknown else known
@@ -140,11 +138,25 @@ def train(
             "seconds_in_steps": seconds_in_steps(ends, network.steps_per_execution),
         }
         state.history.append(row)
-        save_checkpoint(run / CHECKPOINT, network, state, averages)
-        write_history(run / HISTORY, state.history)
-        tqdm.write("  ".join(f"{key} {value:.4g}" for key, value in row.items()))
+        keep_epoch(run, network, state, averages)
     bar.close()
     return network, state
+
+
+def begin_phase(network: keras.Model, recipe: Recipe, epoch: int) -> None:
+    """Freeze what is not trained from this epoch on, and have a new graph made."""
+    for name in phase_of_epoch(recipe, epoch)[1]:
+        freeze(network, name)
+    network.make_train_function(force=True)  # one graph for each phase: fixed shapes
+
+
+def keep_epoch(
+    run: Path, network: keras.Model, state: TrainState, averages: Mapping[str, Weights]
+) -> None:
+    """Write the checkpoint and the history, and print the epoch's figures."""
+    save_checkpoint(run / CHECKPOINT, network, state, averages)
+    write_history(run / HISTORY, state.history)
+    tqdm.write("  ".join(f"{key} {value:.4g}" for key, value in state.history[-1].items()))
 
 
 def dtype_of(recipe: Recipe, checkpoint: Path | None = None) -> str:
@@ -170,7 +182,8 @@ def steps_of_epochs(recipe: Recipe, epochs: float, steps_per_epoch: int) -> list
         )
     shares = (value_at(recipe.hardest, epoch) for epoch in range(ceil(epochs)))
     whole = [max(1, int(share * steps_per_epoch)) for share in shares]
-    return [*whole[:-1], ceil(whole[-1] * (epochs - len(whole) + 1))]
+    last = round(whole[-1] * (epochs - len(whole) + 1), 6)  # or 5 · 1.1 would be more than 5.5
+    return [*whole[:-1], ceil(last)]
 
 
 def single_steps(
@@ -249,9 +262,9 @@ def build(
     )
     optimizer = recipe.optimizer(steps_per_epoch, epochs)
     each = [LossOfEach(min(recipe.batch_size, len(images)))] if shows_hardest(recipe) else []
-    # Lookahead comes between two steps, and so does the loss of each image.
-    grouped = on_accelerator() and not recipe.lookahead and not shows_hardest(recipe)
-    steps = STEPS_IN_A_GRAPH if grouped else 1
+    # Averages of weights are taken between two steps, and so is the loss of each image.
+    single = recipe.lookahead or recipe.averaged or shows_hardest(recipe)
+    steps = STEPS_IN_A_GRAPH if on_accelerator() and not single else 1
     # XLA is left to Keras: it takes it on a GPU, but not on a CPU, where oneDNN is faster.
     network.compile(optimizer, loss, metrics=["accuracy", *each], steps_per_execution=steps)
     network.optimizer.build(network.trainable_variables)  # with loss scaling, if float16 needs it

@@ -87,8 +87,8 @@ titles = ["as served", "mirrored", *["random crop"] * (VIEWS - 2)]
 plots.show(plots.pictures(views, titles, columns=VIEWS), "transfer_views")
 
 # %% [markdown]
-# The features are the means of the backbone's last 1,280 maps over the photo. The plot shows their
-# first two principal components.
+# The features are the signed square roots of the means of the backbone's last 1,280 maps over the
+# photo. The plot shows their first two principal components.
 
 # %%
 network = pooled(load_backbone(DEFAULT), image_size)

@@ -16,7 +16,9 @@ from tqdm import tqdm
 
 from rest_api.bundle import Bundle, Resize, View, sizes_of
 from rest_api.engine import Outputs, Predict, mean_over_views
+from rest_api.files import map_ahead
 from rest_api.images import decode, to_square
+from rest_api.settings import available_cores
 from training.evaluate import joined, views_of
 from training.files import replacing
 from training.photos.inspect import Photo
@@ -60,8 +62,8 @@ def random_crop(image: Image.Image, rng: np.random.Generator) -> Image.Image:
 def pooled(backbone: keras.Model, image_size: int | None = None) -> keras.Model:
     """The network from images (N, image_size, image_size, 3) to features (N, channels).
 
-    Without `image_size` it takes images of any size. Features are the global average pool and its
-    signed square root, which keeps a few large values from dominating (Perronnin, Sánchez &
+    Without `image_size` it takes images of any size. Features are the signed square roots of the
+    global average pool, which keep a few large values from dominating (Perronnin, Sánchez &
     Mensink 2010).
     """
     images = keras.Input((image_size, image_size, 3), name="image")
@@ -100,14 +102,15 @@ def features(
     missing = [each for each in wanted if key_of(*each) not in known]
     try:
         hidden = not missing or None  # None: unless it is a terminal
-        done = 0
+        done, due = 0, SAVE_EVERY
         with tqdm(total=len(missing), desc="features", unit="view", disable=hidden) as bar:
             for keys, vectors in compute(network, missing, resize) if missing else ():
                 known |= zip(keys, vectors, strict=True)
                 done += len(keys)
                 bar.update(len(keys))
-                if done % SAVE_EVERY < BATCH:
+                if done >= due:
                     write_cache(cache, known)
+                    due = done + max(SAVE_EVERY, len(known) // 10)  # it is written whole
     finally:
         if missing:
             write_cache(cache, known)
@@ -165,9 +168,12 @@ def write_cache(path: Path, known: dict[str, np.ndarray]) -> None:
 def served(photos: Sequence[Photo], image_size: int, views: Sequence[View]) -> list[np.ndarray]:
     """Each view of N photos as the server makes it, (N, side, side, 3) uint8."""
     largest = max(sizes_of(views, image_size))
-    with ThreadPoolExecutor() as threads:
-        images = threads.map(lambda photo: decode(photo.path.read_bytes(), largest), photos)
-        return views_of(images, image_size, views)
+
+    def decoded(photo: Photo) -> Image.Image:
+        return decode(photo.path.read_bytes(), largest)
+
+    # A few photos ahead: decoded ones take far more memory than their views.
+    return views_of(map_ahead(decoded, photos, available_cores()), image_size, views)
 
 
 def predict_photos(predict: Predict, photos: Sequence[Photo], bundle: Bundle) -> Outputs:

@@ -8,7 +8,6 @@ one other photo where a class is so small that a part would be empty.
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from io import BytesIO
 from itertools import permutations
@@ -21,7 +20,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from rest_api.errors import RequestError
+from rest_api.files import map_ahead
 from rest_api.images import FORMATS, decode
+from rest_api.settings import available_cores
 
 Part = Literal["train", "validation", "test"]
 SHARES: dict[Part, float] = {"train": 0.7, "validation": 0.15, "test": 0.15}  # of each class
@@ -70,14 +71,19 @@ def survey(folder: Path) -> Survey:
     for label in sorted({label for _, label in files}):
         usable = sum(photo.label == label for photo in photos)
         if usable < MIN_PHOTOS:
-            reasons = "".join(f"\n  {path}: {reason}" for path, reason in skipped[:10])
+            own = [each for each in skipped if each[0].is_relative_to(folder / label)]
+            reasons = "".join(f"\n  {path}: {reason}" for path, reason in own[:10])
             raise PhotosError(
                 f"{folder / label} holds {usable} usable photos; a class needs at least "
                 f"{MIN_PHOTOS}, better 100. Add some, or remove the folder.{reasons}"
             )
         groups = {photo.group for photo in photos if photo.label == label}
         check_groups(len(groups), folder / label)
-    return Survey(photos, skipped, notes(photos))
+    beside = sum(path.is_file() and path.name[0] != "." for path in folder.iterdir())
+    unused = [f"files beside the folders of the classes, which are not used: {beside}"] * (
+        beside > 0
+    )
+    return Survey(photos, skipped, unused + notes(photos))
 
 
 def check_groups(groups: int, folder: Path | str) -> None:
@@ -156,9 +162,8 @@ def check_separate(folders: Sequence[Path]) -> None:
 
 def inspect(files: Sequence[tuple[Path, str]]) -> tuple[list[Photo], list[tuple[Path, str]]]:
     """Read every (path, label) as the server would: photos, and unusable files with the reason."""
-    with ThreadPoolExecutor() as threads:
-        results = threads.map(lambda file: inspect_file(*file), files)
-        found = list(tqdm(results, "inspect", len(files), unit="file", disable=None))
+    results = map_ahead(lambda file: inspect_file(*file), files, available_cores())
+    found = list(tqdm(results, "inspect", len(files), unit="file", disable=None))
     skipped = [(path, r) for (path, _), r in zip(files, found, strict=True) if isinstance(r, str)]
     return [each for each in found if isinstance(each, Photo)], skipped
 
@@ -200,10 +205,13 @@ def group_near_duplicates(photos: Sequence[Photo]) -> list[Photo]:
     from scipy.cluster.hierarchy import DisjointSet  # here, since importing it takes time
 
     groups = DisjointSet(photo.digest for photo in photos)
-    hashes = np.array([photo.perceptual_hash for photo in photos], np.uint64)
-    for photo, own in zip(photos, hashes, strict=True):
-        for near in np.flatnonzero(np.bitwise_count(hashes ^ own) <= NEAR).tolist():
-            groups.merge(photo.digest, photos[near].digest)
+    first: dict[int, str] = {}  # the first photo of each hash
+    for photo in photos:
+        groups.merge(first.setdefault(photo.perceptual_hash, photo.digest), photo.digest)
+    hashes, digests = np.array(list(first), np.uint64), list(first.values())
+    for i, own in enumerate(hashes):
+        for near in np.flatnonzero(np.bitwise_count(hashes[i + 1 :] ^ own) <= NEAR).tolist():
+            groups.merge(digests[i], digests[i + 1 + near])
     leader = {digest: min(group) for group in groups.subsets() for digest in group}
     return [replace(photo, group=leader[photo.digest]) for photo in photos]
 
@@ -211,9 +219,12 @@ def group_near_duplicates(photos: Sequence[Photo]) -> list[Photo]:
 def notes(photos: Sequence[Photo]) -> list[str]:
     """Oddities among the photos that are used."""
     found, formats = [], Image.registered_extensions()
+    odd = defaultdict(list)
     for photo in photos:
         if formats.get(photo.path.suffix.lower()) != photo.format:
-            found.append(f"{photo.path} is a {photo.format} by its content")
+            odd[photo.path.suffix or "no suffix", photo.format].append(photo.path)
+    for (suffix, form), paths in odd.items():
+        found.append(f"files named {suffix} that hold {form}: {len(paths)}, such as {paths[0]}")
     for group in group_by(photos, "group").values():
         if len({photo.label for photo in group}) > 1:
             names = ", ".join(str(photo.path) for photo in group)

@@ -18,14 +18,14 @@ from training.photos.head import calibrated_loss, compile_for
 from training.photos.inspect import Photo
 
 UNFROZEN = 0.6  # fraction of all layers, from the end, that are trained
-IMAGE_SIZE = 7 / 8  # of the size that is served, in multiples of 32 pixels: training sees crops,
+SIZE_RATIO = 7 / 8  # of the size that is served, in multiples of 32 pixels: training sees crops,
 # which show things larger than whole photos do (Touvron et al. 2019, arXiv:1906.06423)
 EPOCHS = 7
 LEARNING_RATE = 4e-4  # at most: one epoch of warm-up, then a cosine
 MIXUP = 0.3  # parameter of the beta distribution of mixup
 INTERPOLATIONS = (0.25, 0.5, 0.75, 1.0)  # of the way from the weights before to those after tuning
 MIN_GAIN = 0.01  # of validation accuracy: OOD detection gets worse, so tuning must be worth it
-SETTINGS = (UNFROZEN, IMAGE_SIZE, EPOCHS, LEARNING_RATE, MIXUP)
+SETTINGS = (UNFROZEN, SIZE_RATIO, EPOCHS, LEARNING_RATE, MIXUP)
 
 Validate = Callable[[], tuple[float, float]]  # loss and accuracy on the validation photos
 
@@ -146,7 +146,7 @@ def epochs_since_best(history: Sequence[dict[str, float]]) -> int:
 
 def tuning_size(image_size: int) -> int:
     """Pixels per side of the images to tune on, for a network that is served `image_size`."""
-    return max(32, round(image_size * IMAGE_SIZE / 32) * 32)
+    return max(32, round(image_size * SIZE_RATIO / 32) * 32)
 
 
 def best_interpolation(
@@ -173,8 +173,10 @@ def interpolate(
     network: keras.Model, start: Sequence[np.ndarray], end: Sequence[np.ndarray], fraction: float
 ) -> None:
     """Set the weights to start + fraction · (end - start)."""
-    mixed = [(1 - fraction) * a + fraction * b for a, b in zip(start, end, strict=True)]
-    network.set_weights(mixed)
+    if fraction:
+        start = [(1 - fraction) * a + fraction * b for a, b in zip(start, end, strict=True)]
+    # At 0 the very same bytes, -0.0 too: features are cached under a hash of the weights.
+    network.set_weights(start)
 
 
 def validate(
