@@ -54,6 +54,7 @@ class App(Flask):
 
     def __init__(self, settings: Settings, draining: Callable[[], bool]):
         super().__init__("rest_api", static_url_path="/static")
+        self.url_map.merge_slashes = False  # or it would redirect to whatever Host was sent
         self.settings = settings
         self.draining = draining  # whether the server is about to stop
         self.models: dict[str, LoadedModel] = {}  # by name, the default first
@@ -214,7 +215,10 @@ def images_in_form(body: bytes, boundary: str) -> list[tuple[str, bytes]]:
     """
     images = []
     try:
-        with PushMultipartParser(boundary, len(body), max_segment_count=MAX_PARTS) as parser:
+        # strict: a header in many lines would be read anew for each of them
+        with PushMultipartParser(
+            boundary, len(body), max_segment_count=MAX_PARTS, strict=True
+        ) as parser:
             for event in parser.parse(body):  # of each part: its head, its content, None
                 if isinstance(event, MultipartSegment):
                     part, content = event, b""

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 MAX_HEAD = 64 * 2**10  # bytes of a request that are not its body: head, frames of chunks
 MAX_HEADERS = 200  # of a request: each takes memory beside its bytes; browsers send some 20
 CHUNK = 64  # bytes of memory that a chunk of a body takes besides its content
+HEADER = 130  # and a header
 MAX_DISCARDED = 200 * 2**20  # bytes of a body too large that are still read
 BUSY = "The server is busy. Try again later: Retry-After says in how many seconds."
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -141,6 +142,8 @@ class Connection(asyncio.Protocol):
     def on_url(self, part: bytes) -> None:
         self.target += part
         self.head += len(part)
+        if self.head > MAX_HEAD:
+            raise head_too_large()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self.head += len(name) + len(value)
@@ -201,7 +204,7 @@ class Connection(asyncio.Protocol):
 
     def fits(self) -> bool:
         """Tell the gateway what is in memory; whether it has room for that."""
-        head = min(self.overhead, MAX_HEAD)
+        head = min(self.overhead, MAX_HEAD) + HEADER * self.headers
         body = self.size if self.size <= self.keep else 0
         unsent = self.transport.get_write_buffer_size()
         return self.gateway.count_bytes(self, head + body + CHUNK * len(self.chunks) + unsent)

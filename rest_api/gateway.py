@@ -179,9 +179,11 @@ class Gateway:
     def take(self, connection: Connection) -> None:
         """Have a thread answer a request that has arrived whole."""
         self.waiting.pop(connection, None)
-        path = connection.environ["PATH_INFO"]
-        classifies = connection.environ["REQUEST_METHOD"] == "POST" and classifying_route(path)
-        if not connection.fits():
+        path, method = connection.environ["PATH_INFO"], connection.environ["REQUEST_METHOD"]
+        classifies = method == "POST" and classifying_route(path)
+        # Answered however full the memory is: of any method but POST, no body is kept.
+        probes = method != "POST" and path.startswith(HEALTH)
+        if not connection.fits() and not probes:
             connection.send(self.refusal(overloaded(), connection.environ))
         elif classifies and not self.slots:
             refusal = self.refusal(overloaded(), connection.environ)
@@ -190,7 +192,7 @@ class Gateway:
             job = Job(connection, time.monotonic() + QUEUE_TIMEOUT, 1 if classifies else 0)
             self.slots -= job.slots
             connection.queued = [job]
-            others = self.health if path.startswith(HEALTH) else self.others
+            others = self.health if probes else self.others
             (self.predictions if classifies else others).put(connection.queued)
 
     def done(self, job: Job, answer: Answer) -> None:

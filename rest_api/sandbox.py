@@ -51,7 +51,8 @@ ROOT = Path(__file__).parent.parent  # of this package
 COMMAND = [sys.executable, "-P", "-m", "rest_api.sandbox"]
 
 CHEAP_PIXELS = 4_000_000  # to hold once decoded
-CHEAP_SEGMENTS, CHEAP_HEADER = 100, 2**20  # of a JPEG before its pixels; bytes of these
+CHEAP_HEADER = 2**20  # bytes that are no pixels, of a JPEG before them
+CHEAP_SEGMENTS = 100  # of a JPEG before its pixels
 CHEAP_CHUNKS, CHEAP_OTHERS = 2000, 20  # of a PNG, and those of them that hold no pixels
 
 idle: "SimpleQueue[subprocess.Popen[bytes]]" = SimpleQueue()  # processes that wait for work
@@ -153,14 +154,17 @@ def size_of_plain_png(data: bytes) -> tuple[int, int]:
     """Width and height of a PNG of few chunks. Raises struct.error or ValueError for any other."""
     if not data.startswith(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"):
         raise ValueError
-    at, others = 8, 0
+    at, others, header = 8, 0, 0
     for _ in range(CHEAP_CHUNKS):
         length, kind = struct.unpack_from(">I4s", data, at)
         if kind == b"IEND":
             width, height = struct.unpack_from(">II", data, 16)
             return width, height
-        others += kind != b"IDAT"
-        if others > CHEAP_OTHERS or (kind == b"IHDR" and at > 8):  # of several, the last counts
+        if kind != b"IDAT":
+            others, header = others + 1, header + length
+        if others > CHEAP_OTHERS or header > CHEAP_HEADER:
+            break
+        if kind == b"IHDR" and at > 8:  # Pillow takes the last of several
             break
         at += 12 + length
     raise ValueError

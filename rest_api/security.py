@@ -3,6 +3,7 @@
 import hmac
 import re
 from collections.abc import Iterable
+from functools import partial
 from ipaddress import AddressValueError, IPv6Address, IPv6Network
 from typing import Any
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -10,7 +11,6 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 from flask import Flask, request
 from flask_limiter import Limiter
 from flask_limiter.util import get_remote_address
-from werkzeug.middleware.proxy_fix import ProxyFix
 
 from rest_api.errors import RequestError
 from rest_api.schema import CARD, CLASSIFYING, PREDICT, V1, V1_VERSION, V2, V2_VERSION
@@ -47,12 +47,10 @@ PREFLIGHT = [
 
 
 def init_app(app: Flask, settings: Settings) -> None:
-    """Ask for keys, limit the rate and trust proxies, where the settings say so."""
-    if settings.proxies:
-        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=settings.proxies)  # type: ignore[method-assign]
+    """Ask for keys and limit the rate, where the settings say so."""
     if settings.rate_limit:
         limiter = Limiter(
-            client,
+            partial(client, settings.proxies),
             app=app,
             application_limits=[settings.rate_limit],  # one count for all routes
             storage_uri=settings.rate_storage,
@@ -65,9 +63,15 @@ def init_app(app: Flask, settings: Settings) -> None:
         app.before_request(lambda: check_key(settings.api_keys))
 
 
-def client() -> str:
-    """Whose requests are counted together: an IPv4 address, or the 64 bits of a network in IPv6."""
-    text = get_remote_address()
+def client(proxies: int) -> str:
+    """Whose requests are counted together: an IPv4 address, or the 64 bits of a network in IPv6.
+
+    Of X-Forwarded-For, only what so many `proxies` have added counts: they write it at its end. Not
+    by Werkzeug's ProxyFix, for which a quote of the client's may hide what they wrote.
+    """
+    told = [each.strip() for each in request.headers.get("X-Forwarded-For", "").split(",")]
+    behind = told[-proxies] if 0 < proxies <= len(told) else ""
+    text = behind or get_remote_address()
     if with_port := ADDRESS_AND_PORT.fullmatch(text):  # as some proxies write it
         text = with_port[1] or with_port[2]
     try:

@@ -489,6 +489,33 @@ def test_rate_limit_counts_those_behind_a_trusted_proxy_apart():
     assert statuses(0) == [200, 429, 429]  # without one, anybody could write that header
 
 
+@pytest.mark.parametrize("sent", ['"x', "x\\", ",", "203.0.113.9"])
+def test_what_a_client_writes_before_its_proxy_does_not_change_its_rate(sent):
+    client = create_app(Settings(rate_limit="1/minute", proxies=1)).test_client()
+    statuses = [
+        client.post("/predict", data=b"", headers={"X-Forwarded-For": forwarded}).status_code
+        for forwarded in ("203.0.113.5", f"{sent}, 203.0.113.5")
+    ]
+    assert statuses == [400, 429]
+
+
+def test_double_slash_in_a_path_is_no_route_and_no_redirection(client):
+    response = client.get("/models//cifar10/card", headers={"Host": "evil.example"})
+    assert response.status_code == 404
+    assert response.get_json()["error"]["code"] == "not_found"
+    assert "Location" not in response.headers
+
+
+def test_form_whose_headers_are_continued_on_other_lines_is_refused(client):
+    body = (
+        b"--b\r\nContent-Disposition: form-data;\r\n"
+        b' name="image"; filename="a"\r\n\r\nx\r\n--b--\r\n'
+    )
+    response = client.post("/predict", data=body, content_type="multipart/form-data; boundary=b")
+    assert response.status_code == 400
+    assert response.get_json()["error"]["message"].startswith("The form is damaged: ")
+
+
 def test_rate_limit_counts_an_address_whatever_port_a_proxy_writes_behind_it():
     client = create_app(Settings(rate_limit="2/minute", proxies=1)).test_client()
     statuses = [

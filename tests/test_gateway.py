@@ -577,11 +577,11 @@ def test_bodies_that_are_announced_and_not_sent_keep_nobody_out():
 
 def test_requests_that_are_being_sent_hold_a_limited_memory():
     with gate() as server:
-        server.gateway.max_buffered = 800
+        server.gateway.max_buffered = 1800
         clients = [connect(server.port) for _ in range(4)]
         for client in clients[:3]:
             client.sendall(request(b"x" * 90)[:-1])
-        until(lambda: server.gateway.buffered_bytes > 600)
+        until(lambda: server.gateway.buffered_bytes > 1300)
         clients[3].sendall(request(b"x" * 90)[:-1])
         assert code(answer_of(clients[3])) == "503 overloaded"
         for client in clients[:3]:
@@ -595,14 +595,33 @@ def test_requests_that_are_being_sent_hold_a_limited_memory():
 def test_who_keeps_memory_for_long_makes_room_for_others(monkeypatch):
     monkeypatch.setattr(gateway, "PATIENCE", 0.2)
     with gate() as server, connect(server.port) as slow, connect(server.port) as quick:
-        server.gateway.max_buffered = 250
+        server.gateway.max_buffered = 700
         slow.sendall(request(b"x" * 90)[:-1])
-        until(lambda: server.gateway.buffered_bytes > 100)
+        until(lambda: server.gateway.buffered_bytes > 400)
         time.sleep(0.3)
         quick.sendall(request(b"x" * 90))
         assert answer_of(quick)[0] == 200
         assert is_closed(slow)
         assert server.gateway.buffered_bytes == 0
+
+
+def test_health_is_told_however_full_the_memory_is():
+    with gate() as server, connect(server.port) as slow:
+        server.gateway.max_buffered = 700
+        slow.sendall(request(b"x" * 90)[:-1])
+        until(lambda: server.gateway.buffered_bytes > 400)
+        assert ask(server.port, b"GET /health/live HTTP/1.1\r\nHost: x\r\nA: b\r\n\r\n")[0] == 200
+        assert code(ask(server.port, b"GET /else HTTP/1.1\r\nHost: x\r\nA: b\r\n\r\n")) == (
+            "503 overloaded"
+        )
+        assert code(ask(server.port, request(b"x" * 90, "/health/live"))) == "503 overloaded"
+
+
+def test_headers_are_counted_with_what_they_take():
+    with gate() as server, connect(server.port) as client:
+        head = b"GET / HTTP/1.1\r\nHost: x\r\n" + b"".join(b"h%d:\r\n" % i for i in range(100))
+        client.sendall(head)
+        until(lambda: server.gateway.buffered_bytes > 100 * 130)
 
 
 @contextmanager

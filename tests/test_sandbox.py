@@ -118,6 +118,7 @@ def frog_with_two_frames() -> bytes:
         jpeg_segments(FROG.read_bytes(), *[(0xE1, bytes(65_000))] * 20),
         png(8, 8, 8, 2, png_chunk(b"tEXt", b"") * 30),
         png(8, 8, 8, 2, png_chunk(b"IHDR", bytes(13))),  # another header
+        png(8, 8, 8, 2, png_chunk(b"tEXt", bytes(2**20))),
         png(70_000, 1, 8, 0),
         b"\xff\xd8\xff",
         b"\x89PNG\r\n\x1a\n",

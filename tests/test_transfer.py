@@ -129,7 +129,7 @@ def test_features_are_saved_from_time_to_time_whether_or_not_a_bar_is_shown(
     monkeypatch.setattr(features_module, "SAVE_EVERY", 100)
     monkeypatch.setattr(features_module, "write_cache", lambda _, known: saved.append(len(known)))
     features(network, some, tmp_path / "features.npz", views=5)
-    assert saved == [128, 200, 200]  # batches of 32, and the end
+    assert saved == [128, 200]  # batches of 32, and the end
     assert capfd.readouterr().err == ""
 
 

@@ -154,6 +154,12 @@ def exif_tags(count: int = 5400) -> bytes:
     return b"II*\0" + struct.pack("<IH", 8, count) + tags
 
 
+def exif_rationals(count: int = 1_230_000) -> bytes:
+    """EXIF whose orientation is that many fractions."""
+    tag = struct.pack("<HHHII", 1, 0x0112, 5, count, 26)
+    return b"II*\0" + struct.pack("<I", 8) + tag + bytes(4) + struct.pack("<II", 7, 3) * count
+
+
 def junk_in(data: bytes) -> bytes:
     """10 MB between two segments of a JPEG."""
     return data[:20] + bytes(10_000_000) + data[20:]
@@ -185,6 +191,7 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "PNG, 800,000 IDAT": of(png, 8, 8, 8, 2, png_chunk(b"IDAT", b"") * 800_000),
     "PNG, compressed texts": of(png, 8, 8, 8, 2, *[text_bomb()] * 60),
     "PNG, EXIF tags": of(png, 8, 8, 8, 2, png_chunk(b"eXIf", exif_tags())),
+    "PNG, EXIF of fractions": of(png, 8, 8, 8, 2, png_chunk(b"eXIf", exif_rationals())),
     "APNG, 50 MP": of(png, SIDE, SIDE, 8, 6, png_chunk(b"acTL", struct.pack(">II", 2, 0))),
     "WebP lossless, 50 MP": of(webp_lossless, 16383, 3051),
     "WebP lossless, 37 MP": of(webp_lossless, 12000, 3051),
