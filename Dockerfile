@@ -24,5 +24,5 @@ ENV PORT=5000 PYTHONUNBUFFERED=1
 USER 10001:10001
 EXPOSE 5000
 HEALTHCHECK --interval=10s --timeout=3s --start-period=5s \
-    CMD ["/venv/bin/python", "-c", "import os, urllib.request; urllib.request.urlopen(f'http://127.0.0.1:{os.environ[\"PORT\"]}/health/ready', timeout=2)"]
+    CMD ["/venv/bin/python", "-c", "import os, urllib.request as u; u.build_opener(u.ProxyHandler({})).open(f'http://127.0.0.1:{os.environ[\"PORT\"]}/health/ready', timeout=2)"]
 ENTRYPOINT ["/venv/bin/python", "rest_api/app.py", "--host", "0.0.0.0"]

@@ -4,7 +4,7 @@ PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check
 PYTEST := .venv/bin/python -m pytest -n logical --dist worksteal
 RIVALS := $(wildcard benchmarks/serving/rivals/*.txt)
 
-.PHONY: help serve train test test-fast lint lock bench
+.PHONY: help serve train test test-fast lint lock bench need-wrk
 
 help: ## say what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,12 +39,15 @@ lock: .venv/bin/python ## choose the versions that are shipped: rest_api/require
 	.venv/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
 	    --custom-compile-command "make lock" rest_api/requirements.txt --output-file rest_api/requirements.lock
 
-bench: .venv/test $(RIVALS:benchmarks/serving/rivals/%.txt=.bench/%/done) ## measure the server beside others, and training
+bench: need-wrk .venv/test $(RIVALS:benchmarks/serving/rivals/%.txt=.bench/%/done) ## measure the server beside others, and training
 	.venv/bin/python -m benchmarks.serving --venvs .bench --short
 	.venv/bin/python -m benchmarks.training --short
 
-.bench/%/done: benchmarks/serving/rivals/%.txt rest_api/requirements.txt
-	$(PYTHON) -m venv $(@D)
+need-wrk: # before gigabytes are installed
+	@command -v wrk > /dev/null || { echo "error: this needs wrk: apt install wrk"; exit 1; }
+
+.bench/%/done: benchmarks/serving/rivals/%.txt rest_api/requirements.txt | .venv/bin/python
+	.venv/bin/python -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	touch $@
 

@@ -25,7 +25,8 @@ def index() -> str:
     app = this_app()
     # A form without JavaScript cannot send a key: it is offered no models then.
     models = [] if app.settings.api_keys else [model.bundle for model in app.models.values()]
-    return render_template("index.html", models=models, listed=listed)
+    limits = {"max_body": app.settings.max_body, "max_files": app.settings.max_files}
+    return render_template("index.html", models=models, listed=listed, **limits)
 
 
 def listed(labels: Sequence[str]) -> str:

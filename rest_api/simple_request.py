@@ -15,11 +15,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Classify a photo with a running server.")
     parser.add_argument("photo", type=Path, nargs="?", default=FROG, help="default: a frog")
     url = f"http://127.0.0.1:{os.environ.get('PORT', 5000)}/predict"
-    parser.add_argument("--url", default=url, help="of the server (%(default)s)")
+    parser.add_argument("--url", default=url, help="of the server's /predict (%(default)s)")
     args = parser.parse_args()
+    key = os.environ.get("API_KEY")
+    headers = {"X-API-Key": key} if key else {}
     try:
         with args.photo.open("rb") as image:
-            response = requests.post(args.url, files={"image": image}, timeout=30)
+            response = requests.post(args.url, files={"image": image}, headers=headers, timeout=30)
         answer = response.json()
         success = answer["success"]
     except (requests.JSONDecodeError, KeyError, TypeError):

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -114,6 +114,14 @@ def server(
         finally:
             process.terminate()
             process.wait(timeout=30)
+
+
+def until(condition: Callable[[], object], what: str = "", seconds: float = 60) -> None:
+    """Wait until something holds; fails, and says what, where it takes too long."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.01)
 
 
 def wait_for(port: int, process: subprocess.Popen) -> None:

@@ -11,6 +11,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 
 from rest_api.app import (
@@ -131,9 +132,8 @@ def test_workers_serve_from_processes_of_their_own():
         assert len(children_of(process)) == 3
 
 
-def children_of(process: subprocess.Popen) -> list[str]:
-    command = ["ps", "--no-headers", "--ppid", str(process.pid), "-o", "pid"]
-    return subprocess.run(command, capture_output=True, text=True).stdout.split()
+def children_of(process: subprocess.Popen) -> list[psutil.Process]:
+    return psutil.Process(process.pid).children()
 
 
 @pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="scheduled in batches on Linux only")

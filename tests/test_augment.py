@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -115,3 +117,14 @@ def test_augmentation_is_a_function_of_the_generator(images, augmentation):
 def test_no_augmentation_changes_nothing(images, rng):
     assert augment.augment(images, Augmentation(), rng) is images
     assert not augment.flips(50, Augmentation(), 0, 0, rng).any()
+
+
+def test_sharpness_changes_edges_by_up_to_its_strength_and_nothing_flat():
+    step = np.repeat(np.array([50, 200], np.uint8), 4)[None, None, :, None]  # along the width
+    images = np.broadcast_to(step, (2, 8, 8, 3))
+    ends = SimpleNamespace(uniform=lambda low, high, size: np.resize([low, high], size))
+    blurred, sharpened = augment.random_sharpness(images, 0.5, ends)
+    contrasts = [np.abs(np.diff(each[4, :, 0])).max() for each in (blurred, sharpened)]
+    assert contrasts == [112.5, 187.5]  # 150, of which a filter takes away half
+    flat = np.full((2, 8, 8, 3), 70, np.uint8)
+    np.testing.assert_array_equal(augment.random_sharpness(flat, 0.5, ends), flat)

@@ -189,6 +189,20 @@ def test_health_checks_ask_routes_that_the_server_has(client):
         assert client.get(path).status_code == 200
 
 
+@pytest.mark.slow
+def test_health_check_of_the_image_asks_the_server_itself_whatever_proxy_is_set():
+    _, _, arguments = dict(instructions(1))["HEALTHCHECK"].partition("CMD ")
+    command = [sys.executable, *json.loads(arguments)[1:]]
+
+    def status(port: int) -> int:
+        env = os.environ | {"PORT": str(port), "http_proxy": "http://127.0.0.1:9"}
+        return subprocess.run(command, env=env, capture_output=True).returncode
+
+    with server("--workers", "1") as (_, port):
+        assert status(port) == 0
+    assert status(port) != 0  # nobody listens there now
+
+
 def test_the_autoscaler_alone_sets_the_number_of_pods():
     """`kubectl apply` of a Deployment with replicas undoes what the autoscaler has chosen."""
     assert kubernetes("HorizontalPodAutoscaler")["scaleTargetRef"]["kind"] == "Deployment"

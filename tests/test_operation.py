@@ -25,7 +25,7 @@ from benchmarks.robustness.hostile_clients import CLIENTS
 from benchmarks.robustness.overload import picture
 from benchmarks.serving.load import family, free_port, multipart, open_files, resident_megabytes
 from rest_api.settings import DEFAULT_MODEL
-from tests.support import FROG, ROOT, ask, rename, server, wait_for
+from tests.support import FROG, ROOT, ask, rename, server, until, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -60,13 +60,6 @@ def asking(question: Callable[[], object]) -> Iterator[tuple[list, list]]:
     finally:
         stop.set()
         thread.join()
-
-
-def until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.02)
 
 
 def test_sigterm_says_not_ready_at_once_and_finishes_what_it_has_accepted():
@@ -141,38 +134,37 @@ def survives_sighup(pid: int) -> bool:
 @pytest.mark.parametrize("client", CLIENTS.values(), ids=CLIENTS)
 def test_hostile_client_keeps_nobody_else_from_being_served(client):
     with server("--workers", "1") as (process, port):
+        attacking = threading.Event()
+        attacking.set()
 
         def attack() -> None:
-            with suppress(OSError):
-                client(("127.0.0.1", port), 1.0)
+            while attacking.is_set():
+                with suppress(OSError):
+                    client(("127.0.0.1", port), 1.0)
+
+        def is_served() -> bool:
+            with suppress(urllib.error.HTTPError):  # 503 while the queue is full
+                return ask(port)["success"]
+            return False
 
         threads = [threading.Thread(target=attack) for _ in range(10)]
         for thread in threads:
             thread.start()
-        for _ in range(3):
-            with suppress(urllib.error.HTTPError):  # 503 while the queue is full
-                ask(port)
-        for thread in threads:
-            thread.join()
-
-        def is_served() -> bool:
-            with suppress(urllib.error.HTTPError):
-                return ask(port)["success"]
-            return False
-
-        until(is_served, "an answer")
+        try:
+            until(is_served, "an answer during the attack")
+        finally:
+            attacking.clear()
+            for thread in threads:
+                thread.join()
+        until(is_served, "an answer after it")
         assert process.poll() is None
 
 
-def test_silent_connections_leave_room_for_others_and_are_closed():
+def test_silent_connections_leave_room_for_others():  # test_gateway.py has when they are closed
     with server("--workers", "1") as (_, port):
         silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(1500)]
         for _ in range(20):
             assert get(port, "/health/live")[0] == 200
-        start = time.monotonic()
-        silent[0].settimeout(60)
-        assert silent[0].recv(1) == b""
-        assert time.monotonic() - start < 35
         for connection in silent:
             connection.close()
 

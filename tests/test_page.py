@@ -13,7 +13,7 @@ import keras
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Locator, Page, Route, expect
 
 from rest_api.bundle import load_bundle
 from rest_api.classifier import load_model
@@ -168,13 +168,21 @@ def test_many_files_are_answered_each_and_errors_in_the_words_of_the_api(page, t
     )
 
 
+def until_held(page: Page, held: list[Route], count: int) -> None:
+    """Wait until so many requests are held back."""
+    for _ in range(1000):
+        if len(held) == count:
+            return
+        page.wait_for_timeout(10)  # milliseconds
+    raise AssertionError(f"{len(held)} requests came, not {count}")
+
+
 def test_pictures_keep_their_order_whichever_is_answered_first(page):
     held = []
     page.route("**/predict*", lambda route: held.append(route))
     page.set_input_files("#files", [FROG, EXAMPLES / "ship.jpg"])
     expect(page.locator("#status")).to_have_text("Classifying 2 pictures…")
-    while len(held) < 2:
-        page.wait_for_timeout(10)
+    until_held(page, held, 2)
     held.sort(key=lambda route: b'filename="frog.jpg"' in route.request.post_data_buffer)
     ship, frog = held
     ship.continue_()
@@ -471,6 +479,93 @@ def test_answers_of_a_proxy_are_failures_after_which_pictures_are_sent_as_before
     expect(page.locator(".verdict").first).to_contain_text(words)
     button(page, "Classify again").click()
     expect(page.locator("#status")).to_have_text("2 pictures classified")
+
+
+def test_only_what_failed_is_classified_again(page):
+    refusal = {"success": False, "error": {"code": "too_many_requests", "message": "Later."}}
+    sent = []
+    page.on("request", lambda request: sent.append(request.url))
+    wait = {"Retry-After": "7"}
+    page.route(
+        "**/predict*", lambda route: route.fulfill(status=429, json=refusal, headers=wait), times=1
+    )
+    choose(page, FROG, EXAMPLES / "ship.jpg")
+    expect(page.locator("#status")).to_have_text("1 of 2 pictures could not be classified")
+    expect(page.locator(".failed .verdict")).to_have_text(
+        "The server takes no more now. Classify again in 7 seconds."
+    )
+    sent.clear()
+    button(page, "Classify again").click()
+    expect(page.locator("#status")).to_have_text("2 pictures classified")
+    assert len([url for url in sent if "/predict" in url]) == 1
+
+
+def test_file_that_is_too_large_is_named_so_and_not_sent(page, tmp_path):
+    (tmp_path / "large.jpg").write_bytes(bytes(10 * 2**20))
+    sent = []
+    page.route("**/predict*", lambda route: sent.append(route))
+    choose(page, tmp_path / "large.jpg")
+    expect(page.locator(".verdict")).to_have_text("The file is too large. Send at most 10 MiB.")
+    assert not sent
+
+
+def test_key_that_no_header_can_hold_is_not_valid(page):
+    page.evaluate("document.getElementById('key').value = 'abc\u200b'")
+    choose(page, FROG)
+    expect(page.locator(".verdict")).to_have_text("This API key is not valid.")
+    expect(page.get_by_label("API key")).to_be_visible()
+
+
+def test_dropped_text_goes_into_a_field_and_is_no_picture_elsewhere(page):
+    drop_text = """target => {
+        const data = new DataTransfer();
+        data.setData("text/plain", "hello");
+        const init = { bubbles: true, cancelable: true, dataTransfer: data };
+        return document.querySelector(target).dispatchEvent(new DragEvent("drop", init));
+    }"""
+    assert page.evaluate(drop_text, "#key")  # left to the browser
+    assert not page.evaluate(drop_text, "#drop")
+    expect(page.locator("#status")).to_have_text("There was no picture in what was dropped.")
+
+
+def test_curl_line_names_as_many_files_as_a_request_may_have(page, tmp_path):
+    files = [shutil.copy(EXAMPLES / "ship.jpg", tmp_path / f"{i}.jpg") for i in range(17)]
+    choose(page, *map(Path, files))
+    expect(page.locator("#status")).to_have_text("17 pictures classified")
+    assert page.locator("#curl").text_content().count("-F ") == 16
+
+
+def test_camera_that_is_asked_for_twice_is_opened_once(page):
+    page.context.grant_permissions(["camera"])
+    opened = page.evaluate(
+        """async () => {
+            const devices = navigator.mediaDevices, open = devices.getUserMedia.bind(devices);
+            let calls = 0;
+            devices.getUserMedia = (wanted) => { calls += 1; return open(wanted); };
+            for (let i = 0; i < 2; i++) document.getElementById("webcam").click();
+            return calls;
+        }"""
+    )
+    assert opened == 1
+    expect(page.get_by_role("dialog")).to_be_visible()
+
+
+def test_answer_that_comes_while_its_picture_is_enlarged_is_shown_there(page):
+    held = []
+    page.route("**/predict*", lambda route: held.append(route))
+    page.set_input_files("#files", FROG)
+    button(page, "Enlarge frog.jpg").click()
+    expect(button(page, "Where it looked")).to_be_hidden()
+    until_held(page, held, 1)
+    held[0].continue_()
+    expect(page.locator("#viewer-answer")).to_have_text(said(FROG))
+    expect(button(page, "Where it looked")).to_be_visible()
+
+
+def test_chosen_model_stays_chosen_when_models_are_loaded_again(page):
+    page.get_by_label("Model", exact=True).select_option("ood")
+    page.evaluate("loadModels()")
+    expect(page.get_by_label("Model", exact=True)).to_have_value("ood")
 
 
 def test_empty_file_is_named_so_and_not_sent(page, tmp_path):

@@ -8,13 +8,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from benchmarks.serving.load import free_port
+from rest_api import processes
 from rest_api.app import binding
 from rest_api.processes import SERVES, Slot
-from tests.support import ROOT
+from tests.support import ROOT, until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux")
 
@@ -62,13 +64,6 @@ def starts(folder: Path, number: int) -> int:
 def children(process: subprocess.Popen) -> list[int]:
     text = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
     return [int(each) for each in text.split()]
-
-
-def until(condition) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_process_that_dies_again_and_again_is_replaced_at_once(tmp_path):
@@ -121,15 +116,38 @@ def test_signals_are_passed_on(tmp_path):
     assert process.wait(30) == 0
 
 
-def test_pauses_grow_only_while_processes_die_before_they_serve():
+def test_pauses_grow_only_while_processes_die_before_they_serve(monkeypatch):
+    monkeypatch.setattr(processes, "time", SimpleNamespace(monotonic=lambda: 0.0))
     slot = Slot(0, socket.socket)
     pauses = []
     for serves in (True, False, False, False, False, True, False):
         slot.serves = serves
         slot.schedule_restart("has died (1)")
-        pauses.append(round(slot.due - time.monotonic(), 1))
+        pauses.append(slot.due)
     assert pauses == [0, 0, 0.5, 1, 2, 0, 0]
     slot.socket.close()
+
+
+def test_process_that_does_not_end_is_killed_after_the_grace():
+    script = """
+import signal, socket, sys, time
+from rest_api.processes import SERVES, supervise
+
+def work(number, listener, parent):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    parent.send_bytes(SERVES)
+    time.sleep(60)
+
+sys.exit(supervise(work, socket.socket, 1, 0.5, lambda: print("serves", flush=True)))
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout.readline() == b"serves\n"
+        process.terminate()
+        errors = process.communicate(timeout=30)[1]
+    assert process.returncode == 0
+    assert b"Processes that do not end are killed." in errors
 
 
 def test_socket_is_closed_before_a_pause_although_other_processes_hold_it():

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from keras.layers import BatchNormalization
 
-from tests.support import ROOT
+from tests.support import ROOT, until
 from training import metrics
 from training import train as cli
 from training.augment import Augmentation
@@ -112,11 +112,12 @@ def test_ctrl_c_ends_cleanly(small_cifar, tmp_path):
         # In the background of a script, which passes "ignore SIGINT" on, the test works too.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    while not (tmp_path / "run" / "history.csv").exists():
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    try:
+        until((tmp_path / "run" / "history.csv").exists, "the first epoch", 300)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 1
     assert "The same command continues" in errors
     assert "Traceback" not in errors

@@ -11,7 +11,6 @@ import json
 import os
 import struct
 import threading
-import time
 import urllib.error
 import urllib.request
 import zlib
@@ -280,6 +279,7 @@ class Watch:
 
     def __init__(self, pid: int):
         self.pid = pid
+        self.ended = threading.Event()
         self.reset()
         threading.Thread(target=self.look, daemon=True).start()
 
@@ -288,12 +288,11 @@ class Watch:
 
     def look(self) -> None:
         page = os.sysconf("SC_PAGE_SIZE") / 2**20
-        while True:
+        while not self.ended.wait(0.01):
             with contextlib.suppress(OSError):  # one of them has just ended
                 sizes = [int(stat_of(each)[21]) * page for each in family(self.pid)]
                 self.process = max(self.process, *sizes)
                 self.all = max(self.all, sum(sizes))
-            time.sleep(0.01)
 
     def __str__(self) -> str:
         return f"at most {self.process:.0f} MB of a process, {self.all:.0f} MB of all"

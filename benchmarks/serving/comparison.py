@@ -17,7 +17,7 @@ from rest_api.settings import DEFAULT_MODEL
 
 SECONDS = {"32-pixel PNG": 2, "256-pixel JPEG": 2, "12-megapixel JPEG": 5}  # of load
 OURS = "ours, one view"  # which does as much for a picture as the others
-APP = ["python", *load.own_server()[1:], "--model"]
+APP = ["python", *load.own_server("--workers", "2")[1:], "--model"]  # as many as the others
 SERVERS = {  # name: (environment, command after its bin/)
     OURS: ("ours", [*APP, "{bundle}"]),
     "ours, as shipped": ("ours", [*APP, str(DEFAULT_MODEL)]),

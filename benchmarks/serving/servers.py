@@ -14,7 +14,7 @@ from benchmarks.serving.load import COLUMNS, medians, need_wrk, own_server, pict
 
 APP = "rest_api.app:create_app"
 SERVERS = {
-    "ours": own_server(),
+    "ours": own_server("--workers", "2"),
     "gunicorn": [
         *(sys.executable, "-m", "gunicorn", "--worker-class", "gthread", "--workers", "2"),
         *("--threads", "38", "--bind", "127.0.0.1:{port}", f"{APP}()"),

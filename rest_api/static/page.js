@@ -2,6 +2,7 @@
 
 const TOP = 5; // classes shown of each picture
 const AT_ONCE = 2; // requests at a time
+const PATIENCE = 60_000; // milliseconds: 30 s to arrive, 10 s in the queue, and the work
 const SURE = 0.9; // probability from which a class is named without "probably"; as in forms.py
 const LEAST = 0.0005; // probability from which a class is shown: 0.1 %, rounded; as in classifier.py
 const NAMED = 15; // classes that are named of a model; as in pages.py
@@ -82,9 +83,13 @@ function forget(card) {
 
 // What depends on which pictures there are, and on their answers.
 function refresh() {
+  const pending = [...pictures.values()].some(({ answer }) => !answer);
   $("actions").hidden = !pictures.size;
+  $("csv").disabled = $("json").disabled = pending;
   $("curl").textContent = curlLine();
-  $("status").replaceChildren(...(pictures.size ? state() : []));
+  const said = pictures.size ? state() : [];
+  const text = said.map((each) => each.textContent ?? each).join("");
+  if ($("status").textContent !== text) $("status").replaceChildren(...said); // or it would be read out again
 }
 
 // How far it is; for one picture a screen reader is told the answer, which others see in its card.
@@ -111,14 +116,34 @@ function predictUrl() {
 // With the key if there is one; where the server wants another, show the field for it.
 async function request(url, options = {}) {
   const key = $("key").value;
+  if (/[^\x21-\x7e]/.test(key)) return askForKey("This API key is not valid."); // no header may hold it
   const headers = { ...options.headers, ...(key && { "X-API-Key": key }) };
-  const response = await fetch(url, { ...options, headers }).catch(() => {
-    throw new Error("The server cannot be reached. Is it running?");
+  const signal = AbortSignal.any([AbortSignal.timeout(PATIENCE), ...(options.signal ? [options.signal] : [])]);
+  const response = await fetch(url, { ...options, headers, signal }).catch(({ name }) => {
+    const late = name === "TimeoutError";
+    throw new Error(late ? "The server has not answered in a minute." : "The server cannot be reached. Is it running?");
   });
   if (response.ok) return response;
   if (response.status !== 401) return jsonOf(response); // which throws
+  return askForKey(key ? "This API key is not valid." : "Enter the API key of this server.");
+}
+
+function askForKey(message) {
   $("key-row").hidden = false;
-  throw new Error(key ? "This API key is not valid." : "Enter the API key of this server.");
+  throw new Error(message);
+}
+
+// A form with the file; throws an Error that says why there can be none.
+async function formOf(file) {
+  const most = Number($("form").dataset.maxBody);
+  if (file.size >= most) throw new Error(`The file is too large. Send at most ${Math.floor(most / 2 ** 20)} MiB.`);
+  await file.slice(0, 1).arrayBuffer().catch(() => {
+    throw new Error("This cannot be read: it is a folder, or was changed or moved after it was chosen.");
+  });
+  if (!file.size) throw new Error("The file is empty.");
+  const body = new FormData();
+  body.append("image", file, file.name);
+  return body;
 }
 
 // The JSON of a response, which must have the field; throws an Error with the API's message. A response of a
@@ -127,7 +152,9 @@ async function jsonOf(response, field) {
   const answer = await response.json().catch(() => null);
   if (response.ok && answer?.success && answer[field]) return answer;
   const { code, message = `The server's answer cannot be read (status ${response.status}).` } = answer?.error ?? {};
-  throw Object.assign(new Error(message), { code });
+  const seconds = code && Number(response.headers.get("Retry-After"));
+  const busy = `The server takes no more now. Classify again in ${counted(seconds, "second")}.`;
+  throw Object.assign(new Error(seconds ? busy : message), { code });
 }
 
 // Each of the cards gets an answer, AT_ONCE at a time; what it said before, or was about to, is void.
@@ -161,9 +188,7 @@ async function ask(card) {
   const began = performance.now();
   let answer;
   try {
-    if (!picture.file.size) throw new Error("The file is empty.");
-    const body = new FormData();
-    body.append("image", picture.file, picture.file.name);
+    const body = await formOf(picture.file);
     const response = await request(predictUrl(), { method: "POST", body, signal: stop.signal });
     answer = await jsonOf(response, "predictions");
   } catch ({ code, message }) {
@@ -173,6 +198,7 @@ async function ask(card) {
   picture.answer = answer;
   picture.milliseconds = performance.now() - began;
   draw(card);
+  if ($("viewer").open && viewed === card) describeView(card);
   refresh();
 }
 
@@ -209,7 +235,6 @@ function barOf({ label, probability }) {
   bar.querySelector(".label").textContent = label;
   const progress = bar.querySelector("progress");
   progress.value = probability;
-  progress.setAttribute("aria-label", label);
   bar.querySelector(".percent").textContent = percent(probability);
   return bar;
 }
@@ -225,9 +250,7 @@ function othersThan(shown, name) {
 
 function view(card) {
   viewed = card;
-  const { file, url, answer } = pictures.get(card);
-  const explains = models.find(({ name }) => name === answer?.model?.name)?.explains;
-  $("look").hidden = !explains;
+  const { file, url } = pictures.get(card);
   $("look").onclick = () => look(card);
   $("look").setAttribute("aria-pressed", false);
   $("shade").hidden = true;
@@ -237,8 +260,15 @@ function view(card) {
   image.src = url;
   image.alt = file.name;
   viewer.querySelector(".name").textContent = file.name;
-  $("viewer-answer").textContent = answer?.success ? headline(answer) : "";
+  describeView(card);
   viewer.showModal();
+}
+
+// The answer below the enlarged picture, and whether its model explains it.
+function describeView(card) {
+  const { answer } = pictures.get(card);
+  $("look").hidden = !models.find(({ name }) => name === answer?.model?.name)?.explains;
+  $("viewer-answer").textContent = answer?.success ? headline(answer) : "";
 }
 
 // Darken what says little for the best class, or show the picture as it is again.
@@ -248,13 +278,13 @@ async function look(card) {
   button.setAttribute("aria-pressed", wanted);
   $("shade").hidden = true;
   if (!wanted) return;
-  const body = new FormData();
-  body.append("image", pictures.get(card).file);
   try {
+    const body = await formOf(pictures.get(card).file);
     const response = await request(`${predictUrl()}&explain=true`, { method: "POST", body });
     const answer = await jsonOf(response, "explanation");
     if (viewed !== card) return;
     drawShade(answer.explanation.grid);
+    describeView(card); // in place of what went wrong before
     $("shade").hidden = button.getAttribute("aria-pressed") === "false";
   } catch (error) {
     if (viewed !== card) return;
@@ -315,7 +345,8 @@ function cell(given = "") {
 // The same from a terminal.
 
 function curlLine() {
-  const names = [...pictures.values()].map(({ file }) => file.name);
+  const most = Number($("form").dataset.maxFiles); // of a request
+  const names = [...pictures.values()].slice(0, most).map(({ file }) => file.name);
   const files = (names.length ? names : ["photo.jpg"]).map((name) => `-F ${quote(`image=@${part(name)}`)}`);
   const key = $("key").value ? ' -H "X-API-Key: $API_KEY"' : "";
   return `curl -X POST${key} ${files.join(" ")} ${quote(predictUrl())}`;
@@ -333,10 +364,10 @@ function quote(text) {
 // Put an element's text on the clipboard, which browsers give to pages of https and localhost alone;
 // elsewhere by its selection, which stays for the person where this fails, too.
 async function copied(element) {
-  if (navigator.clipboard) {
+  try {
     await navigator.clipboard.writeText(element.textContent);
     return true;
-  }
+  } catch {} // there is none, or it may not be used
   getSelection().selectAllChildren(element);
   return document.execCommand("copy");
 }
@@ -352,9 +383,12 @@ async function loadModels() {
     $("status").textContent = error.message;
     return;
   }
+  const chosen = $("model").value;
   $("model").replaceChildren(...models.map(({ name }) => new Option(name, name)));
+  if (models.some(({ name }) => name === chosen)) $("model").value = chosen;
   $("model-row").hidden = models.length < 2;
   describe();
+  for (const [card, { answer }] of pictures) if (answer) draw(card); // whose other classes are known now
   classify([...pictures.keys()].filter(failed)); // for want of a key or of the server
 }
 
@@ -404,6 +438,7 @@ async function showModelCard(url) {
     const content = new DOMParser().parseFromString(page, "text/html").querySelector("main");
     $("model-card").querySelector(".prose").replaceChildren(...content.childNodes);
     $("model-card").showModal();
+    $("model-card").scrollTop = 0;
   } catch (error) {
     $("status").textContent = error.message;
   }
@@ -432,12 +467,15 @@ function exampleOf(name) {
 
 async function openCamera() {
   const video = $("shutter").querySelector("video");
+  $("webcam").disabled = true; // a second stream would stay on
   try {
     video.srcObject = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
     $("shutter").showModal();
   } catch ({ name }) {
     $("status").textContent =
       name === "NotAllowedError" ? "The browser was not allowed to use the camera." : "No camera can be used.";
+  } finally {
+    $("webcam").disabled = false;
   }
 }
 
@@ -453,8 +491,8 @@ async function takePhoto() {
   const canvas = document.createElement("canvas");
   [canvas.width, canvas.height] = [video.videoWidth, video.videoHeight];
   canvas.getContext("2d").drawImage(video, 0, 0);
-  const photo = await new Promise((resolve) => canvas.toBlob(resolve, "image/jpeg", 0.9));
   $("shutter").close();
+  const photo = await new Promise((resolve) => canvas.toBlob(resolve, "image/jpeg", 0.9));
   add([new File([photo], `photo-${++photos}.jpg`, { type: photo.type })]);
 }
 let photos = 0; // taken
@@ -467,7 +505,8 @@ $("files").onchange = $("camera").onchange = ({ target }) => {
 };
 $("form").onsubmit = (event) => {
   event.preventDefault();
-  classify(pictures.keys());
+  const wrong = [...pictures.keys()].filter(failed);
+  classify(wrong.length ? wrong : pictures.keys()); // or those beyond a rate limit would never be answered
 };
 $("clear").onclick = () => {
   [...pictures.keys()].forEach(forget);
@@ -491,14 +530,18 @@ $("shutter").onclose = closeCamera;
 
 document.addEventListener("paste", ({ clipboardData }) => add(clipboardData.files));
 document.addEventListener("dragover", (event) => {
+  if (!event.dataTransfer.types.includes("Files")) return;
   event.preventDefault();
   $("drop").classList.add("over");
 });
 document.addEventListener("dragleave", () => $("drop").classList.remove("over"));
 document.addEventListener("drop", (event) => {
-  event.preventDefault();
   $("drop").classList.remove("over");
-  add(event.dataTransfer.files);
+  const { files } = event.dataTransfer;
+  if (!files.length && event.target.matches("input")) return; // a text for the key
+  event.preventDefault(); // or the browser would open it in place of the page
+  if (!files.length) $("status").textContent = "There was no picture in what was dropped.";
+  add(files);
 });
 
 const phone = matchMedia("(pointer: coarse)").matches;
