@@ -180,7 +180,7 @@ for caption, drawing in drawings.items():
 
 # %% [markdown]
 # **Conclusion**: with the backbone frozen, 89 % of the validation photos are right, fine-tuned 91:
-# fine-tuning is kept. Of the test photos 93 % are right. The mistakes are where the principal
+# fine-tuning is kept. Of the test photos 91 % are right. The mistakes are where the principal
 # components overlap, and some are debatable: a glacier on a mountain is both. The plot of coverage
 # ranks the test photos by the out-of-distribution score that the next part explains. Selective
 # accuracy hardly rises when the lowest scores are left out: a photo unlike the training photos is
