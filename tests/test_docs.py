@@ -26,6 +26,7 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from benchmarks.common import mean_and_std
 from rest_api import gateway, settings, telemetry
+from rest_api.api import PARAMETERS
 from rest_api.app import create_app
 from rest_api.bundle import load_bundle
 from rest_api.settings import DEFAULT_MODEL
@@ -342,6 +343,11 @@ def test_table_of_metrics_is_what_the_server_counts():
     }
     rows = table("docs/operations.md", "metric")
     assert {code_in(name)[0]: set(code_in(labels)) for name, labels, _ in rows} == counted
+
+
+def test_parameters_in_the_documentation_are_those_that_are_read():
+    rows = table("docs/api.md", "parameter in the query")
+    assert [code_in(name)[0] for name, *_ in rows] == list(PARAMETERS)
 
 
 def test_limits_in_the_documentation_are_the_gateways():
