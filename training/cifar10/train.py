@@ -182,7 +182,7 @@ def steps_of_epochs(recipe: Recipe, epochs: float, steps_per_epoch: int) -> list
         )
     shares = (value_at(recipe.hardest, epoch) for epoch in range(ceil(epochs)))
     whole = [max(1, int(share * steps_per_epoch)) for share in shares]
-    last = round(whole[-1] * (epochs - len(whole) + 1), 6)  # or 5 · 1.1 would be more than 5.5
+    last = round(whole[-1] * (epochs - len(whole) + 1), 6)  # 50 · (1.1 - 1) is over 5
     return [*whole[:-1], ceil(last)]
 
 
