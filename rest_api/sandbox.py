@@ -51,7 +51,7 @@ ROOT = Path(__file__).parent.parent  # of this package
 COMMAND = [sys.executable, "-P", "-m", "rest_api.sandbox"]
 
 CHEAP_PIXELS = 4_000_000  # to hold once decoded
-CHEAP_HEADER = 2**20  # bytes that are no pixels, of a JPEG before them
+CHEAP_HEADER = 2**20  # bytes that are no pixels; of a JPEG, those before them
 CHEAP_SEGMENTS = 100  # of a JPEG before its pixels
 CHEAP_CHUNKS, CHEAP_OTHERS = 2000, 20  # of a PNG, and those of them that hold no pixels
 

@@ -492,21 +492,12 @@ def test_only_what_failed_is_classified_again(page):
     choose(page, FROG, EXAMPLES / "ship.jpg")
     expect(page.locator("#status")).to_have_text("1 of 2 pictures could not be classified")
     expect(page.locator(".failed .verdict")).to_have_text(
-        "The server takes no more now. Classify again in 7 seconds."
+        "The server takes no more now. Try again in 7 seconds."
     )
     sent.clear()
     button(page, "Classify again").click()
     expect(page.locator("#status")).to_have_text("2 pictures classified")
     assert len([url for url in sent if "/predict" in url]) == 1
-
-
-def test_file_that_is_too_large_is_named_so_and_not_sent(page, tmp_path):
-    (tmp_path / "large.jpg").write_bytes(bytes(10 * 2**20))
-    sent = []
-    page.route("**/predict*", lambda route: sent.append(route))
-    choose(page, tmp_path / "large.jpg")
-    expect(page.locator(".verdict")).to_have_text("The file is too large. Send at most 10 MiB.")
-    assert not sent
 
 
 def test_key_that_no_header_can_hold_is_not_valid(page):
@@ -568,13 +559,28 @@ def test_chosen_model_stays_chosen_when_models_are_loaded_again(page):
     expect(page.get_by_label("Model", exact=True)).to_have_value("ood")
 
 
-def test_empty_file_is_named_so_and_not_sent(page, tmp_path):
-    (tmp_path / "empty.jpg").touch()
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [(0, "The file is empty."), (10 * 2**20, "The file is too large. Send at most 10 MiB.")],
+    ids=["empty", "too large"],
+)
+def test_file_that_would_be_refused_is_named_so_and_not_sent(page, tmp_path, size, words):
+    (tmp_path / "photo.jpg").write_bytes(bytes(size))
     sent = []
     page.route("**/predict*", lambda route: sent.append(route))
-    choose(page, tmp_path / "empty.jpg")
-    expect(page.locator(".verdict")).to_have_text("The file is empty.")
+    choose(page, tmp_path / "photo.jpg")
+    expect(page.locator(".verdict")).to_have_text(words)
     assert not sent
+
+
+def test_file_that_can_no_longer_be_read_is_named_so(page, tmp_path):
+    shutil.copy(FROG, tmp_path / "moved.jpg")
+    choose(page, tmp_path / "moved.jpg")
+    (tmp_path / "moved.jpg").unlink()
+    button(page, "Classify again").click()
+    expect(page.locator(".verdict")).to_have_text(
+        re.compile("^This cannot be read: it is a folder")
+    )
 
 
 def test_refusal_of_a_card_is_shown_in_the_words_of_the_api(page):

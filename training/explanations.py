@@ -30,8 +30,8 @@ def faithful(bundle: Bundle, photos: Sequence[Path]) -> bool:
     rng = np.random.default_rng(0)
     bundle = replace(bundle, explains=True)
     model = LoadedModel(bundle, load_engine(bundle))
-    hottest, cells = np.mean([losses(photo, model, rng, COVERS[:2]) for photo in photos], 0)
-    return bool(hottest > 2 * max(cells, 0))
+    highest, cells = np.mean([losses(photo, model, rng, COVERS[:2]) for photo in photos], 0)
+    return bool(highest > 2 * max(cells, 0))
 
 
 def losses(

@@ -118,7 +118,8 @@ async function request(url, options = {}) {
   const key = $("key").value;
   if (/[^\x21-\x7e]/.test(key)) return askForKey("This API key is not valid."); // no header may hold it
   const headers = { ...options.headers, ...(key && { "X-API-Key": key }) };
-  const signal = AbortSignal.any([AbortSignal.timeout(PATIENCE), ...(options.signal ? [options.signal] : [])]);
+  const signals = [AbortSignal.timeout(PATIENCE), ...(options.signal ? [options.signal] : [])];
+  const signal = AbortSignal.any?.(signals) ?? options.signal; // browsers before 2024 wait without end
   const response = await fetch(url, { ...options, headers, signal }).catch(({ name }) => {
     const late = name === "TimeoutError";
     throw new Error(late ? "The server has not answered in a minute." : "The server cannot be reached. Is it running?");
@@ -153,7 +154,7 @@ async function jsonOf(response, field) {
   if (response.ok && answer?.success && answer[field]) return answer;
   const { code, message = `The server's answer cannot be read (status ${response.status}).` } = answer?.error ?? {};
   const seconds = code && Number(response.headers.get("Retry-After"));
-  const busy = `The server takes no more now. Classify again in ${counted(seconds, "second")}.`;
+  const busy = `The server takes no more now. Try again in ${counted(seconds, "second")}.`;
   throw Object.assign(new Error(seconds ? busy : message), { code });
 }
 
