@@ -507,15 +507,32 @@ def test_key_that_no_header_can_hold_is_not_valid(page):
     expect(page.get_by_label("API key")).to_be_visible()
 
 
-def test_dropped_text_goes_into_a_field_and_is_no_picture_elsewhere(page):
-    drop_text = """target => {
+def drop_text(page: Page, target: str) -> bool:
+    """Drop a text on an element; True where the browser is left to deal with it."""
+    script = """target => {
         const data = new DataTransfer();
         data.setData("text/plain", "hello");
         const init = { bubbles: true, cancelable: true, dataTransfer: data };
         return document.querySelector(target).dispatchEvent(new DragEvent("drop", init));
     }"""
-    assert page.evaluate(drop_text, "#key")  # left to the browser
-    assert not page.evaluate(drop_text, "#drop")
+    return page.evaluate(script, target)
+
+
+def test_dropped_text_goes_into_a_field_and_is_no_picture_elsewhere(page):
+    assert drop_text(page, "#key")
+    assert not drop_text(page, "#drop")
+    expect(page.locator("#status")).to_have_text("There was no picture in what was dropped.")
+
+
+def test_models_that_arrive_late_leave_a_message_as_it_is(page):
+    held: list[Route] = []
+    page.route("**/models", lambda route: held.append(route))
+    with page.expect_request("**/models"):
+        page.reload()
+    drop_text(page, "#drop")
+    with page.expect_response("**/models"):
+        held.pop().continue_()
+    expect(page.locator("#about")).to_contain_text("It knows")
     expect(page.locator("#status")).to_have_text("There was no picture in what was dropped.")
 
 

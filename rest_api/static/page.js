@@ -376,6 +376,7 @@ async function copied(element) {
 // Models.
 
 async function loadModels() {
+  if (modelsMissing) refresh(); // takes away the message that says why
   modelsMissing = false;
   try {
     ({ models } = await jsonOf(await request("/models"), "models"));
@@ -389,8 +390,10 @@ async function loadModels() {
   if (models.some(({ name }) => name === chosen)) $("model").value = chosen;
   $("model-row").hidden = models.length < 2;
   describe();
+  $("curl").textContent = curlLine(); // which names the model
   for (const [card, { answer }] of pictures) if (answer) draw(card); // whose other classes are known now
-  classify([...pictures.keys()].filter(failed)); // for want of a key or of the server
+  const wrong = [...pictures.keys()].filter(failed); // for want of a key or of the server
+  if (wrong.length) classify(wrong);
 }
 
 function describe() {
