@@ -316,6 +316,7 @@ def models() -> Response:
             threshold=model.bundle.threshold,
             ood=schema.OodScore(ood.score, ood.threshold) if (ood := model.bundle.ood) else None,
             explains=model.bundle.explains,
+            engine=this_app().settings.engine or model.bundle.engine,
             accuracy=model.bundle.manifest.get("accuracy", {}),
             card=bool(model.bundle.card),
         )

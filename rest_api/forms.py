@@ -34,7 +34,11 @@ def with_pages(wsgi: WSGIApplication, templates: Callable[[], Environment]) -> W
         if body and response.is_json:  # there is none to HEAD
             page = templates().get_template("answer.html")
             milliseconds = 1000 * (time.perf_counter() - began)
-            response.set_data(page.render(**shown(response.get_json()), milliseconds=milliseconds))
+            answer = response.get_json()
+            seconds = response.headers.get("Retry-After", type=int)
+            if seconds and "error" in answer:
+                answer["error"]["message"] = try_again(seconds)
+            response.set_data(page.render(**shown(answer), milliseconds=milliseconds))
             response.content_type = f"{PAGE}; charset=utf-8"
         return response(environ, start_response)
 
@@ -67,6 +71,11 @@ def shown(answer: dict[str, Any]) -> dict[str, Any]:
         for result in results
     ]
     return {"pictures": pictures, "model": answer.get("model")}
+
+
+def try_again(seconds: int) -> str:
+    """What is said in place of the API's message, which names a header; page.js says the same."""
+    return f"The server takes no more now. Try again in {seconds} second{'s' * (seconds != 1)}."
 
 
 def headline(result: dict[str, Any]) -> str:

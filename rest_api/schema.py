@@ -121,6 +121,7 @@ class ServedModel(msgspec.Struct):
     ]
     ood: OodScore | None
     explains: Annotated[bool, Meta(description="whether ?explain=true is answered")]
+    engine: Annotated[str, Meta(description="which of its networks serves: a key of accuracy")]
     accuracy: Annotated[dict[str, Any], Meta(description="as model.json states it")]
     card: Annotated[bool, Meta(description="whether GET /models/NAME/card has its model card")]
 

@@ -13,7 +13,7 @@ import keras
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
-from playwright.sync_api import Locator, Page, Route, expect
+from playwright.sync_api import APIResponse, Locator, Page, Route, expect
 
 from rest_api.bundle import load_bundle
 from rest_api.classifier import load_model
@@ -47,6 +47,9 @@ def address(tmp_path_factory) -> Iterator[str]:
     (folder / "unsure" / "CARD.md").write_text(CARD)
     bundle_with_score(folder / "ood", threshold=1e6)
     shutil.copytree(DEFAULT_MODEL, folder / "first", ignore=lambda *_: ["CARD.md"])
+    measured = load_bundle(DEFAULT_MODEL).manifest["accuracy"]
+    accuracy = {"litert-float32": 0.5, **measured}  # of a network that does not serve
+    rename(folder / "first", DEFAULT_MODEL.name, accuracy=accuracy)
     models = [part for name in NAMES for part in ("--model", str(folder / name))]
     with server("--workers", "1", *models) as (_, port):
         yield f"http://127.0.0.1:{port}"
@@ -87,6 +90,11 @@ def page(browser, address) -> Iterator[Page]:
     assert not [text for text in errors if not text.startswith("Failed to load resource")]
 
 
+def models_loaded(page: Page) -> None:
+    """Wait until the page knows the models."""
+    expect(page.locator("#more")).to_be_visible()
+
+
 def choose(page: Page, *files: Path) -> None:
     """Choose pictures, and wait until all have their answers."""
     page.set_input_files("#files", list(files))
@@ -114,6 +122,7 @@ def test_chosen_picture_is_classified_at_once(page):
     expect(page.locator(".verdict")).to_have_text(said(FROG))
     expect(page.locator(".took")).to_have_text(re.compile(r"^cifar10, \d+(\.\d)?\u00a0m?s$"))
     assert page.locator("progress").first.get_attribute("value").startswith("0.99")
+    expect(page.locator(".card img")).to_have_js_property("naturalWidth", 256)
     image = page.locator(".card img").evaluate("i => [i.naturalWidth, i.width, i.height]")
     assert image[0] == 256
     assert min(image[1:]) > 150
@@ -122,6 +131,7 @@ def test_chosen_picture_is_classified_at_once(page):
 
 def test_no_line_begins_with_a_unit(page):
     choose(page, FROG)
+    expect(page.locator(".others")).to_contain_text("the other 9")
     shown = page.locator(".card").text_content()
     assert len(re.findall("\\d\u00a0(?:%|ms|s)", shown)) == 4  # headline, time, bar, the others
     assert not re.search(r"\d[ \n]+(%|ms|s)", shown)
@@ -267,6 +277,7 @@ def tab_to(page: Page, name: str) -> None:
 
 
 def test_everything_can_be_done_by_keyboard(page):
+    expect(button(page, "Example: frog")).to_be_visible()
     page.locator("#files").focus()
     tab_to(page, "Example: frog")
     page.keyboard.press("Enter")
@@ -325,6 +336,7 @@ def test_answer_that_comes_after_the_model_was_changed_is_not_shown(page):
     held = []
     page.route("**/predict*", lambda route: route.continue_() if held else held.append(route))
     page.set_input_files("#files", FROG)
+    until_held(page, held, 1)
     expect(page.locator(".verdict")).to_have_text("…")
     page.get_by_label("Model", exact=True).select_option("unsure")
     expect(page.locator(".verdict")).to_have_text(re.compile("^Not sure"))
@@ -433,17 +445,19 @@ def test_phone_takes_photos_by_its_own_camera_application(browser, address):
 def test_curl_line_is_copied_and_names_the_files(page, address):
     choose(page, FROG)
     button(page, "Copy").click()
+    expect(page.locator("#status")).to_have_text("Copied")
     copied = page.evaluate("navigator.clipboard.readText()")
     assert copied.startswith("curl -X POST -F image=@frog.jpg ")
     assert f"{address}/predict?top=5" in copied
 
 
 def test_it_says_when_the_server_cannot_be_reached_and_asks_again(page):
-    expect(page.locator("#about")).to_contain_text("airplane")  # once, the models are loaded
+    models_loaded(page)
     page.route("**/predict*", lambda route: route.abort(), times=1)
     choose(page, FROG)
-    expect(page.locator(".verdict")).to_have_text(re.compile("cannot be reached"))
-    expect(page.locator("#status")).to_have_text("1 picture could not be classified")
+    reason = "The server cannot be reached. Is it running?"
+    expect(page.locator(".verdict")).to_have_text(reason)
+    expect(page.locator("#status")).to_have_text(f"1 picture could not be classified: {reason}")
     button(page, "Classify again").click()
     expect(page.locator(".verdict")).to_have_text(said(FROG))
 
@@ -524,15 +538,27 @@ def test_dropped_text_goes_into_a_field_and_is_no_picture_elsewhere(page):
     expect(page.locator("#status")).to_have_text("There was no picture in what was dropped.")
 
 
+def test_answers_leave_a_message_as_it_is(page):
+    held: list[Route] = []
+    page.route("**/predict*", lambda route: held.append(route))
+    page.set_input_files("#files", [FROG, EXAMPLES / "ship.jpg"])
+    until_held(page, held, 2)
+    drop_text(page, "#drop")
+    held.pop().continue_()
+    expect(page.locator("progress").first).to_be_visible()
+    expect(page.locator("#status")).to_have_text("There was no picture in what was dropped.")
+    held.pop().continue_()
+    expect(page.locator("#status")).to_have_text("2 pictures classified")
+
+
 def test_models_that_arrive_late_leave_a_message_as_it_is(page):
     held: list[Route] = []
     page.route("**/models", lambda route: held.append(route))
     with page.expect_request("**/models"):
         page.reload()
     drop_text(page, "#drop")
-    with page.expect_response("**/models"):
-        held.pop().continue_()
-    expect(page.locator("#about")).to_contain_text("It knows")
+    held.pop().continue_()
+    models_loaded(page)
     expect(page.locator("#status")).to_have_text("There was no picture in what was dropped.")
 
 
@@ -568,6 +594,36 @@ def test_answer_that_comes_while_its_picture_is_enlarged_is_shown_there(page):
     held[0].continue_()
     expect(page.locator("#viewer-answer")).to_have_text(said(FROG))
     expect(button(page, "Where it looked")).to_be_visible()
+
+
+def test_models_that_arrive_while_a_picture_is_enlarged_say_whether_they_explain_it(page):
+    held: list[Route] = []
+    page.route("**/models", lambda route: held.append(route))
+    with page.expect_request("**/models"):
+        page.reload()
+    choose(page, FROG)
+    button(page, "Enlarge frog.jpg").click()
+    expect(button(page, "Where it looked")).to_be_hidden()
+    held.pop().continue_()
+    expect(button(page, "Where it looked")).to_be_visible()
+
+
+def test_pictures_go_to_the_default_model_once_theirs_has_gone(page):
+    models_loaded(page)
+    unknown = {"success": False, "error": {"code": "unknown_model", "message": "There is none."}}
+    page.route("**/predict*", lambda route: route.fulfill(status=404, json=unknown), times=1)
+    page.get_by_label("Model", exact=True).select_option("unsure")
+    page.route("**/models", lambda route: route.fulfill(json=without(route.fetch(), "unsure")))
+    choose(page, FROG)
+    expect(page.locator(".verdict")).to_have_text("There is none.")
+    button(page, "Classify again").click()
+    expect(page.locator(".verdict")).to_have_text(said(FROG))
+
+
+def without(answer: APIResponse, name: str) -> dict:
+    """The answer of GET /models without one of them."""
+    told = answer.json()
+    return told | {"models": [model for model in told["models"] if model["name"] != name]}
 
 
 def test_chosen_model_stays_chosen_when_models_are_loaded_again(page):
@@ -642,21 +698,33 @@ def test_viewer_shows_where_the_network_looked_and_the_picture_again(page):
     expect(shade).to_be_hidden()
 
 
+# Counts the answers that the page has read, each with what it does next.
+COUNT_READ = """() => {
+    window.read = 0;
+    const json = Response.prototype.json;
+    Response.prototype.json = async function () {
+        const answer = await json.call(this);
+        setTimeout(() => { document.body.dataset.read = window.read += 1; });
+        return answer;
+    };
+}"""
+
+
 def test_explanation_that_comes_late_is_not_shown_over_another_picture(page, tmp_path):
     shutil.copy(FROG, tmp_path / "other.jpg")
     choose(page, FROG, tmp_path / "other.jpg")
     late = []
     page.route("**/predict?*explain=true", lambda route: late.append(route))
+    page.evaluate(COUNT_READ)
     button(page, "Enlarge frog.jpg").click()
     button(page, "Where it looked").click()
-    page.wait_for_timeout(100)  # milliseconds, in which the request is on its way
+    until_held(page, late, 1)
     page.keyboard.press("Escape")
     button(page, "Enlarge other.jpg").click()
     button(page, "Where it looked").click()
-    with page.expect_response("**/predict?*explain=true") as response:
-        late[0].continue_()
-    response.value.finished()
-    page.wait_for_timeout(100)
+    until_held(page, late, 2)
+    late[0].continue_()
+    expect(page.locator("body")).to_have_attribute("data-read", "1")
     expect(page.locator("#shade")).to_be_hidden()
     late[1].continue_()
     expect(page.locator("#shade")).to_be_visible()
@@ -827,7 +895,7 @@ def guarded_address(tmp_path_factory) -> Iterator[str]:
     (folder / "keys").write_text("open-sesame")
     shutil.copytree(DEFAULT_MODEL, folder / "models" / "other")
     rename(folder / "models" / "other", "other")
-    (folder / "models" / "other" / "CARD.md").write_text("# The card")
+    (folder / "models" / "other" / "CARD.md").write_text("# The card\n\n[Licence](/docs)")
     models = ("--model", str(DEFAULT_MODEL), "--model", str(folder / "models"))
     with server("--workers", "1", "--api-keys", str(folder / "keys"), *models) as (_, port):
         yield f"http://lan.test:{port}"
@@ -864,6 +932,31 @@ def test_page_of_a_guarded_server_asks_for_the_key_then_offers_its_models(guarde
     expect(page.locator(".verdict").nth(1)).to_have_text("None of these")
 
 
+def test_picture_that_was_sent_before_the_key_was_entered_is_sent_again(guarded_page):
+    page = guarded_page
+    expect(page.locator("#status")).to_have_text("Enter the API key of this server.")
+    held: list[Route] = []
+    page.route("**/predict*", lambda route: held.append(route), times=1)
+    page.set_input_files("#files", FROG)
+    until_held(page, held, 1)
+    page.get_by_label("API key").fill("open-sesame")
+    page.keyboard.press("Tab")
+    models_loaded(page)
+    held.pop().continue_()
+    expect(page.locator(".verdict")).to_have_text(said(FROG))
+
+
+def test_links_of_a_model_card_leave_the_pictures(guarded_page):
+    page = guarded_page
+    page.get_by_label("API key").fill("open-sesame")
+    page.keyboard.press("Tab")
+    page.get_by_label("Model", exact=True).select_option("other")
+    page.get_by_role("link", name="About this model").click()
+    with page.context.expect_page():
+        page.get_by_role("dialog").get_by_role("link").first.click()
+    expect(page.get_by_role("dialog")).to_contain_text("The card")
+
+
 def test_page_without_https_offers_no_camera_that_the_browser_would_refuse(guarded_page):
     expect(guarded_page.get_by_text("Choose pictures")).to_be_visible()
     expect(guarded_page.get_by_text("Take a photo").filter(visible=True)).to_have_count(0)
@@ -871,6 +964,7 @@ def test_page_without_https_offers_no_camera_that_the_browser_would_refuse(guard
 
 def test_curl_line_is_copied_on_a_page_without_https(guarded_page):
     page = guarded_page
+    expect(page.locator("#status")).to_have_text("Enter the API key of this server.")
     assert page.evaluate("navigator.clipboard") is None
     button(page, "Copy").click()
     expect(page.locator("#status")).to_have_text("Copied")

@@ -17,6 +17,7 @@ const pictures = new Map(); // <li>, in their order → {file, url, answer, stop
 const waiting = []; // <li> whose turn is to come
 let viewed; // whose picture is enlarged
 let workers = 0;
+let told = ""; // of the pictures, in the status
 let models = [];
 let modelsMissing = false; // whether they could not be loaded: the next attempt loads them again
 
@@ -89,20 +90,21 @@ function refresh() {
   $("curl").textContent = curlLine();
   const said = pictures.size ? state() : [];
   const text = said.map((each) => each.textContent ?? each).join("");
-  if ($("status").textContent !== text) $("status").replaceChildren(...said); // or it would be read out again
+  if (text === told) return; // or it would be read out again, and replace another message
+  told = text;
+  $("status").replaceChildren(...said);
 }
 
-// How far it is; for one picture a screen reader is told the answer, which others see in its card.
+// How far it is; of one picture a screen reader is told the answer, which others see in its card.
 function state() {
   const all = [...pictures.values()];
   const wrong = [...pictures.keys()].filter(failed).length;
   if (!all.every(({ answer }) => answer)) return [`Classifying ${counted(all.length)}…`];
-  if (wrong === all.length) return [`${counted(wrong)} could not be classified`];
-  if (wrong) return [`${wrong} of ${counted(all.length)} could not be classified`];
+  if (wrong && wrong < all.length) return [`${wrong} of ${counted(all.length)} could not be classified`];
   const spoken = document.createElement("span");
   spoken.className = "hidden";
   spoken.textContent = all.length === 1 ? `: ${headline(all[0].answer)}` : "";
-  return [`${counted(all.length)} classified`, spoken];
+  return [`${counted(all.length)} ${wrong ? "could not be classified" : "classified"}`, spoken];
 }
 
 // Ask the server.
@@ -186,6 +188,7 @@ async function ask(card) {
   if (!picture) return; // removed meanwhile
   const stop = new AbortController();
   picture.stop = stop;
+  const key = $("key").value;
   const began = performance.now();
   let answer;
   try {
@@ -194,8 +197,13 @@ async function ask(card) {
     answer = await jsonOf(response, "predictions");
   } catch ({ code, message }) {
     answer = { success: false, error: { code, message } };
+    if (code === "unknown_model") modelsMissing = true; // the server has others since
   }
   if (stop.signal.aborted) return;
+  if (!answer.success && $("key").value !== key) {
+    waiting.push(card); // for the key that was entered meanwhile
+    return;
+  }
   picture.answer = answer;
   picture.milliseconds = performance.now() - began;
   draw(card);
@@ -376,11 +384,16 @@ async function copied(element) {
 // Models.
 
 async function loadModels() {
-  if (modelsMissing) refresh(); // takes away the message that says why
+  if (modelsMissing) {
+    told = undefined; // the message that says why is taken away
+    refresh();
+  }
   modelsMissing = false;
+  const key = $("key").value;
   try {
     ({ models } = await jsonOf(await request("/models"), "models"));
   } catch (error) {
+    if ($("key").value !== key) return; // they are loaded with the other one
     modelsMissing = true;
     $("status").textContent = error.message;
     return;
@@ -392,6 +405,7 @@ async function loadModels() {
   describe();
   $("curl").textContent = curlLine(); // which names the model
   for (const [card, { answer }] of pictures) if (answer) draw(card); // whose other classes are known now
+  if ($("viewer").open) describeView(viewed);
   const wrong = [...pictures.keys()].filter(failed); // for want of a key or of the server
   if (wrong.length) classify(wrong);
 }
@@ -417,10 +431,9 @@ function listed(labels) {
 }
 
 // What GET /models says of a model that has no card.
-function figures({ version, accuracy }) {
-  const { measured_on, images, ...shares } = accuracy;
-  const right = Object.values(shares).find((share) => typeof share === "number");
-  const of = `${measured_on}, ${images?.toLocaleString("en")} images`;
+function figures({ version, engine, accuracy }) {
+  const right = accuracy[engine];
+  const of = `${accuracy.measured_on}, ${accuracy.images?.toLocaleString("en")} images`;
   return right ? `Right on ${percent(right)} of ${of}. Version ${version}.` : `Version ${version}.`;
 }
 
@@ -440,6 +453,7 @@ async function showModelCard(url) {
   try {
     const page = await (await request(url, { headers: { Accept: "text/html" } })).text();
     const content = new DOMParser().parseFromString(page, "text/html").querySelector("main");
+    for (const link of content.querySelectorAll("a")) link.target = "_blank"; // or the pictures would be lost
     $("model-card").querySelector(".prose").replaceChildren(...content.childNodes);
     $("model-card").showModal();
     $("model-card").scrollTop = 0;
@@ -471,7 +485,8 @@ function exampleOf(name) {
 
 async function openCamera() {
   const video = $("shutter").querySelector("video");
-  $("webcam").disabled = true; // a second stream would stay on
+  if (cameraOpens) return; // a second stream would stay on
+  cameraOpens = true;
   try {
     video.srcObject = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
     $("shutter").showModal();
@@ -479,9 +494,10 @@ async function openCamera() {
     $("status").textContent =
       name === "NotAllowedError" ? "The browser was not allowed to use the camera." : "No camera can be used.";
   } finally {
-    $("webcam").disabled = false;
+    cameraOpens = false;
   }
 }
+let cameraOpens = false;
 
 function closeCamera() {
   const video = $("shutter").querySelector("video");
