@@ -1,10 +1,14 @@
-"""What a client did that cannot be answered."""
+"""What ends as an answer or in one line, and not as a traceback."""
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 
 class RequestError(Exception):
-    """Becomes the answer `{"success": false, "error": {"code", "message"}}`.
+    """What a client did that cannot be answered.
+
+    Becomes the answer `{"success": false, "error": {"code", "message"}}`.
 
     `code` is stable, `message` says what was wrong and what would be right.
     """
@@ -18,3 +22,20 @@ class RequestError(Exception):
 
 class JobError(Exception):
     """A cluster's job cannot start or go on; the message is one line that says why."""
+
+
+@contextmanager
+def interruptible(then: str) -> Iterator[None]:
+    """Exit with "Stopped." and what happens `then` where Ctrl+C interrupts what is inside.
+
+    A KeyboardInterrupt in compiled code, such as NumPy's, arrives as the context of another error.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, Exception) as error:
+        cause: BaseException | None = error
+        while cause and not isinstance(cause, KeyboardInterrupt):
+            cause = cause.__context__
+        if not cause:
+            raise
+        sys.exit(f"\nStopped. {then}".rstrip())

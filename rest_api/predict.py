@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from rest_api.bundle import FILENAMES, Bundle, BundleError, load_bundle
 from rest_api.classifier import LoadedModel, Prediction, load_model, percent
-from rest_api.errors import JobError, RequestError
+from rest_api.errors import JobError, RequestError, interruptible
 from rest_api.files import STDIN, files_of, map_ahead, needs_ray, no_files_in, reason
 from rest_api.images import silence_pillow
 from rest_api.settings import DEFAULT_MODEL, VERSION, available_cores, model_path, option_of
@@ -298,11 +298,10 @@ def main() -> None:
     args = parse_arguments()
     silence_pillow()
     try:
-        (classify_on_cluster if args.cluster else classify_here)(args)
+        with interruptible("The same command continues." if args.output else ""):
+            (classify_on_cluster if args.cluster else classify_here)(args)
     except BundleError as error:
         sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("\nStopped." + " The same command continues." * bool(args.output))
 
 
 if __name__ == "__main__":

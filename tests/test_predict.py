@@ -18,6 +18,7 @@ from PIL import Image
 from rest_api import __version__, predict
 from rest_api.bundle import load_bundle
 from rest_api.classifier import Prediction
+from rest_api.errors import interruptible
 from rest_api.files import files_of, needs_ray
 from rest_api.predict import FORMATS, MANY, already_in, classify_all, csv_header
 from rest_api.settings import DEFAULT_MODEL
@@ -59,6 +60,22 @@ def test_interruption_says_whether_the_same_command_continues(monkeypatch, optio
     with pytest.raises(SystemExit) as stopped:
         predict.main()
     assert stopped.value.code == says
+
+
+def test_interruption_of_compiled_code_is_one_too():
+    def compiled() -> None:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as interrupt:  # what CPython makes of it, in a function in C
+            raise SystemError("returned a result with an exception set") from interrupt
+
+    with pytest.raises(SystemExit, match=r"^\nStopped\. Go on\.$"), interruptible("Go on."):
+        compiled()
+
+
+def test_error_without_an_interruption_is_raised():
+    with pytest.raises(KeyError), interruptible("Go on."):
+        raise KeyError
 
 
 def test_answers_are_those_of_the_server(client):

@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--cluster", metavar="ADDRESS", help=about)
     args = parser.parse_args()
     training.import_keras()
-    from rest_api.errors import JobError
+    from rest_api.errors import JobError, interruptible
     from training.checkpoint import RunError
     from training.cifar10.data import DataError
     from training.cifar10.study import VARIANTS
@@ -44,12 +44,11 @@ def main() -> None:
         for name in args.variants or VARIANTS
     }
     try:
-        for _ in training.results_of(calls, args.cluster):
-            pass
+        with interruptible("The same command continues after the last finished epoch."):
+            for _ in training.results_of(calls, args.cluster):
+                pass
     except (DataError, RunError, JobError) as error:
         sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("\nStopped. The same command continues after the last finished epoch.")
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     training.import_keras()
-    from rest_api.errors import JobError
+    from rest_api.errors import JobError, interruptible
     from training.checkpoint import RunError
     from training.cifar10.train import run_recipe
 
@@ -79,12 +79,11 @@ def main() -> None:
         for seed in args.seed
     }
     try:
-        for result in training.results_of(calls, args.cluster):
-            print(json.dumps(result, indent=2), flush=True)
+        with interruptible("The same command continues after the last finished epoch."):
+            for result in training.results_of(calls, args.cluster):
+                print(json.dumps(result, indent=2), flush=True)
     except (DataError, RunError, JobError) as error:
         sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("\nStopped. The same command continues after the last finished epoch.")
 
 
 if __name__ == "__main__":

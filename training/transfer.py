@@ -70,7 +70,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     options = vars(parse_arguments())
     training.import_keras()
-    from rest_api.errors import JobError
+    from rest_api.errors import JobError, interruptible
     from rest_api.files import needs_ray
     from training.checkpoint import RunError
     from training.photos.inspect import PhotosError
@@ -95,15 +95,14 @@ def main() -> None:
     try:
         for name in names:
             check_size(name, options["image_size"], tune=options["tuning"])
-        for figures, destination in training.results_of(calls, cluster if compare else None):
-            rows.append(figures)
-            print("\n".join(f"{name:<32}{value}" for name, value in as_lines(figures).items()))
-            serve = shlex.join(["python", "rest_api/app.py", "--model", str(destination)])
-            print(f"Serve it: {serve}", flush=True)
+        with interruptible("The same command continues where it stopped."):
+            for figures, destination in training.results_of(calls, cluster if compare else None):
+                rows.append(figures)
+                print("\n".join(f"{name:<32}{value}" for name, value in as_lines(figures).items()))
+                serve = shlex.join(["python", "rest_api/app.py", "--model", str(destination)])
+                print(f"Serve it: {serve}", flush=True)
     except (PhotosError, WeightsError, RunError, BundleError, ExportError, JobError) as error:
         sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("\nStopped. The same command continues where it stopped.")
     if compare:
         print(comparison(names, rows))
 
