@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,8 @@ import numpy as np
 from flask.testing import FlaskClient
 from PIL import Image
 from werkzeug.test import TestResponse
+
+from benchmarks.serving.load import free_port
 
 if TYPE_CHECKING:
     import keras
@@ -80,11 +81,6 @@ def error_of(module: str, *arguments: object) -> str:
     return line
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
-
-
 @contextmanager
 def server(
     *options: str,
@@ -113,7 +109,10 @@ def server(
             yield process, port
         finally:
             process.terminate()
-            process.wait(timeout=30)
+            try:
+                process.wait(timeout=60)
+            finally:
+                process.kill()
 
 
 def until(condition: Callable[[], object], what: str = "", seconds: float = 60) -> None:
@@ -126,7 +125,7 @@ def until(condition: Callable[[], object], what: str = "", seconds: float = 60) 
 
 def wait_for(port: int, process: subprocess.Popen) -> None:
     """Wait until the server is ready; fail with its output if it ends instead."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while True:
         assert process.poll() is None, process.stdout.read()
         assert time.monotonic() < deadline
@@ -146,5 +145,5 @@ def ask(port: int, chunked: bool = False) -> dict:
         iter([body[:5000], body[5000:]]) if chunked else body,
         {"Content-Type": "multipart/form-data; boundary=x"},
     )
-    with urllib.request.urlopen(request, timeout=10) as response:
+    with urllib.request.urlopen(request, timeout=30) as response:
         return json.load(response)

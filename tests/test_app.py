@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from benchmarks.serving.load import free_port
 from rest_api.app import (
     METRICS,
     binding,
@@ -25,7 +26,7 @@ from rest_api.app import (
     shared_metrics,
 )
 from rest_api.settings import DEFAULT_MODEL, Settings
-from tests.support import ROOT, ask, free_port, rename, server
+from tests.support import ROOT, ask, rename, server
 
 
 @pytest.mark.parametrize(
@@ -209,6 +210,7 @@ def test_client_script_tells_no_https_and_a_broken_answer_from_no_server(scheme,
     with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor() as pool:
         url = f"{scheme}://127.0.0.1:{listener.getsockname()[1]}/predict"
         line = pool.submit(only_line_of, "rest_api/simple_request.py", "--url", url)
+        listener.settimeout(60)
         with listener.accept()[0] as connection:
             connection.recv(2**20)
             connection.sendall(sent)
@@ -220,6 +222,7 @@ def test_client_script_tells_that_another_program_answers(body):
     with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor() as pool:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
         line = pool.submit(only_line_of, "rest_api/simple_request.py", "--url", url)
+        listener.settimeout(60)
         with listener.accept()[0] as connection:
             connection.recv(2**20)
             connection.sendall(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: ")

@@ -18,10 +18,10 @@ from pathlib import Path, PurePath
 import pytest
 import yaml
 
-from benchmarks.serving.load import resident_megabytes
+from benchmarks.serving.load import free_port, resident_megabytes
 from rest_api import gateway, sandbox
 from rest_api.settings import Settings, parse_arguments
-from tests.support import ROOT, ask, free_port, rename, server, wait_for
+from tests.support import ROOT, ask, rename, server, wait_for
 
 TOOLS = Path(sys.executable).parent
 TENSORFLOW_PYTHONS = {"3.11", "3.12", "3.13"}

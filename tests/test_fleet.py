@@ -13,7 +13,8 @@ from contextlib import contextmanager
 import pytest
 
 from benchmarks.robustness import fleet
-from tests.support import ask, free_port, server
+from benchmarks.serving.load import free_port
+from tests.support import ask, server
 
 pytestmark = pytest.mark.slow
 
@@ -48,13 +49,13 @@ def test_frozen_server_is_found_and_asked_no_more(servers):
     port, running = servers
     running[0].signal_all(signal.SIGSTOP)
     try:
-        time.sleep(2.5)  # by then its health check has failed twice
+        time.sleep(4)  # by then its health check has failed twice
         clients = fleet.load(port, lambda: time.sleep(3))
     finally:
         running[0].signal_all(signal.SIGCONT)
     assert sum(len(client.seconds) for client in clients) > 50
     assert not sum((client.failures for client in clients), Counter())
-    assert max(max(client.seconds) for client in clients) < 3
+    assert max(max(client.seconds) for client in clients) < 10  # of 13 that a server may take
 
 
 @contextmanager

@@ -310,7 +310,7 @@ def test_what_follows_an_upgrade_is_no_request():
 
 
 def test_silent_client_is_closed_and_slow_one_told_so(monkeypatch):
-    monkeypatch.setattr(gateway, "READ_TIMEOUT", 0.3)
+    monkeypatch.setattr(gateway, "READ_TIMEOUT", 2.0)
     with (
         gate() as server,
         connect(server.port) as silent,
@@ -325,7 +325,7 @@ def test_silent_client_is_closed_and_slow_one_told_so(monkeypatch):
         assert ask(server.port, request(b"abc"))[0] == 200  # with one thread
         answer = answer_of(slow_head)
         assert code(answer) == "408 too_slow"
-        assert b"over 0.3 seconds" in answer[2]
+        assert b"over 2 seconds" in answer[2]
         assert code(answer_of(slow_body)) == "408 too_slow"
         assert is_closed(silent)
         assert is_closed(idle)
@@ -359,7 +359,7 @@ def test_client_that_takes_no_answers_holds_a_limited_memory(monkeypatch):
         for client in clients:
             client.close()
         until(lambda: not server.gateway.connections)
-        assert server.gateway.buffered_bytes == 0
+        until(lambda: server.gateway.buffered_bytes == 0)
 
 
 def test_full_queue_is_refused_after_a_moment_and_told_when_to_come_back():
@@ -493,7 +493,7 @@ def test_nobody_works_for_a_client_that_has_reset_its_connection():
             goes.close()
             until(lambda: len(server.gateway.connections) == 1)
             # Its slot and its bytes are free at once, for another client.
-            assert server.gateway.slots == 1
+            until(lambda: server.gateway.slots == 1)
             comes = connect(server.port)
             comes.sendall(request(b"comes"))
             until(lambda: server.gateway.slots == 0)
@@ -527,19 +527,20 @@ def test_client_that_goes_before_its_answer_does_no_harm(more, caplog):
 
 
 def test_slow_clients_that_go_when_they_are_refused_do_not_end_the_process(monkeypatch):
-    clients = []
+    clients, refused = [], threading.Event()
 
     def refuse(error):
         for client in clients:
             client.close()
+        refused.set()
         return refusal(error)
 
-    monkeypatch.setattr(gateway, "READ_TIMEOUT", 0.3)
+    monkeypatch.setattr(gateway, "READ_TIMEOUT", 2.0)
     with gate(refuse=refuse) as server:
         clients += [connect(server.port) for _ in range(2)]
         for client in clients:
             client.sendall(b"GET / HT")
-        time.sleep(1)
+        assert refused.wait(20)
         assert ask(server.port, request(b"abc"))[0] == 200
 
 
@@ -563,7 +564,7 @@ def test_bodies_that_are_announced_and_not_sent_keep_nobody_out():
         clients = [connect(server.port) for _ in range(gateway.MAX_BUFFERED // 2**20)]
         for client in clients:
             client.sendall(request(content_length=str(2**20)) + b"x")
-        until(lambda: all(each.keep > 0 for each in server.gateway.connections))
+        until(lambda: all(each.keep > 0 for each in list(server.gateway.connections)))
         assert ask(server.port, request(b"abc"))[2] == b"3:abc"
         for client in clients:
             client.close()
@@ -647,7 +648,7 @@ def test_body_is_gone_once_it_is_answered_whoever_stays_connected(sent, status, 
         return [b"thanks"]
 
     if status == 408:
-        monkeypatch.setattr(gateway, "READ_TIMEOUT", 1.0)
+        monkeypatch.setattr(gateway, "READ_TIMEOUT", 3.0)
     with gate(wsgi, max_body=10**7) as server, connect(server.port) as client, traced():
         before, _ = tracemalloc.get_traced_memory()
         client.sendall(sent)
@@ -658,7 +659,8 @@ def test_body_is_gone_once_it_is_answered_whoever_stays_connected(sent, status, 
 
 
 @pytest.mark.slow
-def test_stop_closes_idle_connections_and_answers_what_was_accepted():
+def test_stop_closes_idle_connections_and_answers_what_was_accepted(monkeypatch):
+    monkeypatch.setattr(gateway, "STOP_TIMEOUT", 6.0)
     begun, leave = threading.Event(), threading.Event()
 
     def wsgi(environ, start_response):
@@ -682,13 +684,13 @@ def test_stop_closes_idle_connections_and_answers_what_was_accepted():
         with pytest.raises(ConnectionRefusedError):
             connect(server.port)
         others.close()
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 5
         answer = answer_of(slow)
         assert code(answer) == "408 too_slow"
         assert b"The server stopped" in answer[2]
         leave.set()
         status, headers, body = answer_of(accepted)
         assert (status, headers["Connection"], body) == (200, "close", b"3:abc")
-        server.thread.join(5)
+        server.thread.join(15)
         assert not server.thread.is_alive()
-        assert time.monotonic() - started < 8
+        assert time.monotonic() - started < 15

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray.data
 
+from benchmarks.serving.load import free_port
 from rest_api import cluster, manifest
 from rest_api.bundle import load_bundle
 from rest_api.classifier import load_model
@@ -21,7 +22,7 @@ from rest_api.cluster import Classifier, Job, failures_in, open_job, refuse_unre
 from rest_api.errors import JobError
 from rest_api.manifest import part_name, photos_of, read_manifest, write_manifest
 from rest_api.settings import DEFAULT_MODEL, Settings
-from tests.support import FROG, ROOT, error_of, free_port
+from tests.support import FROG, ROOT, error_of
 
 
 @pytest.fixture

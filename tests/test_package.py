@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from benchmarks.serving.load import free_port
 from rest_api import __version__
-from tests.support import FROG, ROOT, ask, free_port, wait_for
+from tests.support import FROG, ROOT, ask, wait_for
 
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 OFFLINE = ["--no-deps", "--no-index", "--disable-pip-version-check"]

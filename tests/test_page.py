@@ -487,6 +487,7 @@ def test_page_whose_models_were_refused_loads_them_at_the_next_attempt(page, add
 def test_answers_of_a_proxy_are_failures_after_which_pictures_are_sent_as_before(
     page, answer, words
 ):
+    models_loaded(page)  # or then all that failed would be sent again
     page.route("**/predict*", lambda route: route.fulfill(**answer), times=2)
     choose(page, FROG, EXAMPLES / "ship.jpg")
     expect(page.locator("#status")).to_have_text("2 pictures could not be classified")
@@ -496,6 +497,7 @@ def test_answers_of_a_proxy_are_failures_after_which_pictures_are_sent_as_before
 
 
 def test_only_what_failed_is_classified_again(page):
+    models_loaded(page)
     refusal = {"success": False, "error": {"code": "too_many_requests", "message": "Later."}}
     sent = []
     page.on("request", lambda request: sent.append(request.url))

@@ -22,14 +22,14 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are f
 
 # Process 1 cannot load, from its first start or after it was killed; the others serve.
 SCRIPT = """
-import signal, socket, sys, time
+import os, signal, socket, sys, time
 from pathlib import Path
 from rest_api.processes import SERVES, accept_signals, supervise
 
 def work(number, listener, parent):
     for each in (signal.SIGTERM, signal.SIGINT):
         signal.signal(each, lambda *_: sys.exit(0))
-    signal.signal(signal.SIGHUP, lambda *_: print(f"told {number}\\n", end="", flush=True))
+    signal.signal(signal.SIGHUP, lambda *_: os.write(1, f"told {number}\\n".encode()))
     accept_signals()
     starts = Path(sys.argv[1], str(number))
     starts.touch()

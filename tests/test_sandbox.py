@@ -184,7 +184,7 @@ sandbox.main()
 @pytest.mark.parametrize("decoder", [HANGS, SPINS], ids=["sleeps", "computes"])
 def test_others_are_served_while_a_decoder_hangs(fresh, monkeypatch, decoder):
     monkeypatch.setattr(sandbox, "COMMAND", [sys.executable, "-c", decoder])
-    monkeypatch.setattr(sandbox, "MAX_WALL_SECONDS", 3.0 if decoder == HANGS else 60.0)
+    monkeypatch.setattr(sandbox, "MAX_WALL_SECONDS", 8.0 if decoder == HANGS else 60.0)
     app = create_app()
     answers = []
     victim = threading.Thread(
@@ -226,7 +226,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 def running(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
 
 

@@ -4,6 +4,7 @@ import http.client
 import json
 import os
 import re
+import secrets
 import shutil
 import signal
 import socket
@@ -133,9 +134,11 @@ def wrk(url: str, image: bytes, connections: int, seconds: float) -> Load:
 
 
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+    """A port that nothing uses, below those that the system gives to connections."""
+    while True:
+        port = 10000 + secrets.randbelow(22768)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 @contextmanager
@@ -179,9 +182,10 @@ def own_server(*options: str) -> list[str]:
 def family(pid: int) -> list[int]:
     """A process and all that it has started, directly or not."""
     children: list[str] = []
-    for thread in Path(f"/proc/{pid}/task").iterdir():  # each has the children that it has started
-        with suppress(FileNotFoundError):  # it has ended: its children are another's
-            children += (thread / "children").read_text().split()
+    with suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+        for thread in Path(f"/proc/{pid}/task").iterdir():  # each has the children that it started
+            with suppress(FileNotFoundError, ProcessLookupError):  # they are another thread's then
+                children += (thread / "children").read_text().split()
     return [pid, *(member for child in children for member in family(int(child)))]
 
 
