@@ -35,9 +35,8 @@ def with_pages(wsgi: WSGIApplication, templates: Callable[[], Environment]) -> W
             page = templates().get_template("answer.html")
             milliseconds = 1000 * (time.perf_counter() - began)
             answer = response.get_json()
-            seconds = response.headers.get("Retry-After", type=int)
-            if seconds and "error" in answer:
-                answer["error"]["message"] = try_again(seconds)
+            if busy := busy_message(response):
+                answer["error"]["message"] = busy
             response.set_data(page.render(**shown(answer), milliseconds=milliseconds))
             response.content_type = f"{PAGE}; charset=utf-8"
         return response(environ, start_response)
@@ -73,9 +72,16 @@ def shown(answer: dict[str, Any]) -> dict[str, Any]:
     return {"pictures": pictures, "model": answer.get("model")}
 
 
-def try_again(seconds: int) -> str:
-    """What is said in place of the API's message, which names a header; page.js says the same."""
-    return f"The server takes no more now. Try again in {seconds} second{'s' * (seconds != 1)}."
+def busy_message(response: Response) -> str:
+    """What a page says in place of the API's message, which names a header; page.js says the same.
+
+    With a rate limit, every answer has that header.
+    """
+    reason = {429: "Too many requests.", 503: "The server is busy."}.get(response.status_code)
+    seconds = response.headers.get("Retry-After", type=int)
+    if not (reason and seconds):
+        return ""
+    return f"{reason} Try again in {seconds} second{'s' * (seconds != 1)}."
 
 
 def headline(result: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ from spectree import SpecTree
 from spectree.model_adapter import get_msgspec_model_adapter
 
 from rest_api import __version__
+from rest_api.bundle import Engine
 
 PREDICT = "/predict"
 CARD = "/models/<name>/card"
@@ -121,7 +122,10 @@ class ServedModel(msgspec.Struct):
     ]
     ood: OodScore | None
     explains: Annotated[bool, Meta(description="whether ?explain=true is answered")]
-    engine: Annotated[str, Meta(description="which of its networks serves: a key of accuracy")]
+    engine: Annotated[
+        Engine,
+        Meta(description="which of its networks serves; its figure in accuracy has this name"),
+    ]
     accuracy: Annotated[dict[str, Any], Meta(description="as model.json states it")]
     card: Annotated[bool, Meta(description="whether GET /models/NAME/card has its model card")]
 

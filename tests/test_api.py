@@ -306,6 +306,14 @@ def test_models_are_listed_and_chosen_by_name_the_first_by_default(two_bundles):
     assert "second" in message
 
 
+@pytest.mark.parametrize(("wanted", "serves"), [(None, "litert"), ("keras", "keras")])
+def test_models_name_the_engine_that_serves(wanted, serves):
+    client = create_app(Settings(models=(DEFAULT_MODEL,), engine=wanted)).test_client()
+    listed = client.get("/models").get_json()["models"][0]
+    assert listed["engine"] == serves
+    assert listed["accuracy"][serves] > 0.9
+
+
 def test_folder_of_bundles_stands_for_all_in_it(two_bundles):
     app = create_app(Settings(models=(two_bundles,)))
     assert list(app.models) == ["first", "second"]

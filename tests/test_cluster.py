@@ -20,7 +20,7 @@ from rest_api.predict import classify_all
 from rest_api.settings import DEFAULT_MODEL
 from tests.support import FROG, ROOT, encode, picture
 
-pytestmark = [pytest.mark.slow, pytest.mark.cluster]
+pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(3600)]
 
 SLOW, QUICK = 230, 20  # photos that take long to decode, and others
 

@@ -90,7 +90,15 @@ def test_refusal_by_the_gateway_is_a_page_too():
     status, headers, body = call_wsgi(create_app().refuse(overloaded()), environ)
     assert status == 503
     assert dict(headers)["Retry-After"] == "1"
-    assert b"Try again in 1 second.</h1>" in body  # no header is seen on a page
+    assert b"The server is busy. Try again in 1 second.</h1>" in body
+
+
+def test_refusal_that_the_rate_limit_does_not_explain_says_why():
+    client = create_app(Settings(rate_limit="100/minute")).test_client()
+    data = {"image": (io.BytesIO(b"hello"), "notes.txt")}
+    answer = client.post("/predict", data=data, headers={"Accept": BROWSER})
+    assert answer.headers["Retry-After"]  # as every answer has it
+    assert "This is not an image" in answer.text
 
 
 def test_other_routes_answer_browsers_as_before(client):

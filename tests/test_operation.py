@@ -160,6 +160,7 @@ def test_hostile_client_keeps_nobody_else_from_being_served(client):
                 thread.join()
         until(is_served, "an answer after it")
         assert process.poll() is None
+        assert "has died" not in process.stdout.read()
 
 
 def test_silent_connections_leave_room_for_others():  # test_gateway.py has when they are closed

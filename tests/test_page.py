@@ -508,7 +508,7 @@ def test_only_what_failed_is_classified_again(page):
     choose(page, FROG, EXAMPLES / "ship.jpg")
     expect(page.locator("#status")).to_have_text("1 of 2 pictures could not be classified")
     expect(page.locator(".failed .verdict")).to_have_text(
-        "The server takes no more now. Try again in 7 seconds."
+        "Too many requests. Try again in 7 seconds."
     )
     sent.clear()
     button(page, "Classify again").click()
@@ -932,6 +932,25 @@ def test_page_of_a_guarded_server_asks_for_the_key_then_offers_its_models(guarde
     page.keyboard.press("Escape")
     button(page, "Example: something else").click()
     expect(page.locator(".verdict").nth(1)).to_have_text("None of these")
+
+
+def test_message_about_a_key_goes_when_another_is_entered(guarded_page):
+    page = guarded_page
+    for key in ("open-sesame", "wrong"):
+        page.get_by_label("API key").fill(key)
+        page.keyboard.press("Tab")
+    expect(page.locator("#status")).to_have_text("This API key is not valid.")
+    page.get_by_label("API key").fill("open-sesame")
+    page.keyboard.press("Tab")
+    expect(page.locator("#status")).to_have_text("")
+
+
+def test_refusal_that_the_rate_limit_does_not_explain_says_why(page):
+    refusal = {"success": False, "error": {"code": "not_an_image", "message": "No image."}}
+    limit = {"Retry-After": "60"}  # as every answer has it
+    page.route("**/predict*", lambda route: route.fulfill(status=415, json=refusal, headers=limit))
+    page.set_input_files("#files", FROG)
+    expect(page.locator(".verdict")).to_have_text("No image.")
 
 
 def test_picture_that_was_sent_before_the_key_was_entered_is_sent_again(guarded_page):

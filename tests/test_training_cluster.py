@@ -23,7 +23,7 @@ from training.cifar10.train import run_recipe
 from training.photos.features import features, pooled, read_cache
 from training.photos.inspect import Photo, inspect
 
-pytestmark = [pytest.mark.slow, pytest.mark.cluster]
+pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(3600)]
 
 
 @pytest.fixture(scope="module")

@@ -134,7 +134,7 @@ def wrk(url: str, image: bytes, connections: int, seconds: float) -> Load:
 
 
 def free_port() -> int:
-    """A port that nothing uses, below those that the system gives to connections."""
+    """A free port below Linux's ephemeral range, of which connections get theirs."""
     while True:
         port = 10000 + secrets.randbelow(22768)
         with suppress(OSError), socket.create_server(("127.0.0.1", port)):

@@ -5,6 +5,7 @@ const AT_ONCE = 2; // requests at a time
 const PATIENCE = 60_000; // milliseconds: 30 s to arrive, 10 s in the queue, and the work
 const SURE = 0.9; // probability from which a class is named without "probably"; as in forms.py
 const LEAST = 0.0005; // probability from which a class is shown: 0.1 %, rounded; as in classifier.py
+const BUSY = { 429: "Too many requests.", 503: "The server is busy." }; // as in forms.py
 const NAMED = 15; // classes that are named of a model; as in pages.py
 // In static/examples: enlarged CIFAR-10 images, and a drawing of another thing.
 const EXAMPLES = ["airplane", "automobile", "cat", "frog", "ship"];
@@ -17,7 +18,7 @@ const pictures = new Map(); // <li>, in their order → {file, url, answer, stop
 const waiting = []; // <li> whose turn is to come
 let viewed; // whose picture is enlarged
 let workers = 0;
-let told = ""; // of the pictures, in the status
+let told = ""; // what the status last said of the pictures
 let models = [];
 let modelsMissing = false; // whether they could not be loaded: the next attempt loads them again
 
@@ -90,9 +91,15 @@ function refresh() {
   $("curl").textContent = curlLine();
   const said = pictures.size ? state() : [];
   const text = said.map((each) => each.textContent ?? each).join("");
-  if (text === told) return; // or it would be read out again, and replace another message
+  if (text === told) return; // or it would replace another message
   told = text;
-  $("status").replaceChildren(...said);
+  if ($("status").textContent !== text) $("status").replaceChildren(...said); // or it would be read out again
+}
+
+// Let the status say again how far the pictures are, in place of another message.
+function endMessage() {
+  told = undefined;
+  refresh();
 }
 
 // How far it is; of one picture a screen reader is told the answer, which others see in its card.
@@ -155,9 +162,9 @@ async function jsonOf(response, field) {
   const answer = await response.json().catch(() => null);
   if (response.ok && answer?.success && answer[field]) return answer;
   const { code, message = `The server's answer cannot be read (status ${response.status}).` } = answer?.error ?? {};
-  const seconds = code && Number(response.headers.get("Retry-After"));
-  const busy = `The server takes no more now. Try again in ${counted(seconds, "second")}.`;
-  throw Object.assign(new Error(seconds ? busy : message), { code });
+  const seconds = Number(response.headers.get("Retry-After"));
+  const busy = code && seconds && BUSY[response.status];
+  throw Object.assign(new Error(busy ? `${busy} Try again in ${counted(seconds, "second")}.` : message), { code });
 }
 
 // Each of the cards gets an answer, AT_ONCE at a time; what it said before, or was about to, is void.
@@ -384,17 +391,14 @@ async function copied(element) {
 // Models.
 
 async function loadModels() {
-  if (modelsMissing) {
-    told = undefined; // the message that says why is taken away
-    refresh();
-  }
+  if (modelsMissing) endMessage(); // which says why
   modelsMissing = false;
   const key = $("key").value;
   try {
     ({ models } = await jsonOf(await request("/models"), "models"));
   } catch (error) {
-    if ($("key").value !== key) return; // they are loaded with the other one
     modelsMissing = true;
+    if ($("key").value !== key) return; // they are loaded with the other one
     $("status").textContent = error.message;
     return;
   }
@@ -539,7 +543,10 @@ $("model").onchange = () => {
   describe();
   classify(pictures.keys());
 };
-$("key").onchange = loadModels;
+$("key").onchange = () => {
+  endMessage(); // of another key
+  loadModels();
+};
 $("copy").onclick = async () => {
   $("status").textContent = (await copied($("curl"))) ? "Copied" : "Press Ctrl+C to copy";
 };
