@@ -198,6 +198,10 @@ def sent_body(request: Request, limit: int) -> bytes:
 
     Straight from the server: get_data() takes 3 ms for a large photo, which it reads in pieces.
     """
+    coding = request.headers.get("Content-Encoding", "identity")
+    if coding.lower() != "identity":
+        message = f"The body has the Content-Encoding {coding!r}. Send it as it is, without."
+        raise RequestError(415, "encoded_body", message, {"Accept-Encoding": "identity"})
     size = request.content_length
     if size is None:  # sent in chunks, and not to the gateway
         body = request.stream.read(limit + 1)
@@ -217,7 +221,7 @@ def images_in_form(body: bytes, boundary: str) -> list[tuple[str, bytes]]:
     try:
         # strict: a header in many lines would be read anew for each of them
         with PushMultipartParser(
-            boundary, len(body), max_segment_count=MAX_PARTS, strict=True
+            boundary, len(body), max_segment_count=MAX_PARTS, header_charset="latin-1", strict=True
         ) as parser:
             for event in parser.parse(body):  # of each part: its head, its content, None
                 if isinstance(event, MultipartSegment):
@@ -225,12 +229,17 @@ def images_in_form(body: bytes, boundary: str) -> list[tuple[str, bytes]]:
                 elif event is not None:
                     content += event
                 elif part.name == "image" and part.filename is not None:
-                    images.append((part.filename, content))
+                    images.append((as_utf8(part.filename), content))
                 else:
-                    raise field_not_read(part.name)
+                    raise field_not_read(as_utf8(part.name))
     except MultipartError as error:
         raise RequestError(400, "no_image", f"The form is damaged: {error}.") from error
     return images
+
+
+def as_utf8(text: str) -> str:
+    """A text that was read as Latin-1, with U+FFFD for what is not UTF-8."""
+    return text.encode("latin-1").decode(errors="replace")
 
 
 def field_not_read(name: str) -> RequestError:

@@ -11,6 +11,7 @@ from email.utils import formatdate
 from enum import Enum
 from functools import lru_cache
 from http import HTTPStatus
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, cast
 from urllib.parse import unquote_to_bytes
 from wsgiref.types import WSGIEnvironment
@@ -110,14 +111,10 @@ class Connection(asyncio.Protocol):
         self.transport.resume_reading()
         self.fits()
 
-    # Called by the parser.
-
     def read(self, data: bytes) -> None:
         self.overhead += len(data)
         try:
-            self.parser.feed_data(data)
-        except HttpParserUpgrade:
-            pass  # we may go on in HTTP/1.1, and do
+            self.parse(data)
         except HttpParserError as error:
             if self.state in (State.ANSWERING, State.DONE):
                 self.last = self.unread = True
@@ -132,6 +129,22 @@ class Connection(asyncio.Protocol):
                 self.refuse(head_too_large())
             elif not self.fits():
                 self.refuse(overloaded())
+
+    def parse(self, data: bytes) -> None:
+        """Raises HttpParserError."""
+        try:
+            self.parser.feed_data(data)
+        except HttpParserUpgrade as upgrade:
+            if self.unread:
+                return
+            # Java's clients want HTTP/2 with every POST. The parser takes what follows for that; so
+            # another reads it, which is told what it is.
+            names = "on_header", "on_body", "on_message_complete"
+            self.parser = HttpRequestParser(SimpleNamespace(**{n: getattr(self, n) for n in names}))
+            head = f"POST / HTTP/1.1\r\n{self.framing}\r\n\r\n".encode()
+            self.parser.feed_data(head + data[upgrade.args[0] :])
+
+    # Called by the parser.
 
     def on_message_begin(self) -> None:
         if self.state is not State.IDLE:
@@ -152,7 +165,7 @@ class Connection(asyncio.Protocol):
             raise head_too_large()
         key = environ_key(name)
         if key and self.keep < 0:  # later, it is a trailer
-            text = value.decode("latin-1")
+            text = value.decode("latin-1").rstrip(" \t")  # the parser leaves what follows
             self.environ[key] = f"{self.environ[key]},{text}" if key in self.environ else text
 
     def on_headers_complete(self) -> None:
@@ -163,14 +176,17 @@ class Connection(asyncio.Protocol):
             raise malformed(f"its version is {environ['SERVER_PROTOCOL']}")
         environ["REMOTE_ADDR"] = self.address
         environ["PATH_INFO"], environ["QUERY_STRING"] = split_target(self.target)
-        if self.parser.should_upgrade():  # the parser skips a body
-            if environ["REQUEST_METHOD"] == "POST":
-                raise malformed("POST cannot ask for another protocol")
-            self.last = self.unread = True
+        if self.parser.should_upgrade():  # we go on in HTTP/1.1, and may (RFC 9110, section 7.8)
+            self.last = True
+            self.unread = environ["REQUEST_METHOD"] != "POST"  # the parser skips a body
         # What came in chunks will be whole: Flask would take it for endless.
-        if environ.pop("HTTP_TRANSFER_ENCODING", "") and environ["SERVER_PROTOCOL"] == "HTTP/1.0":
+        coding = environ.pop("HTTP_TRANSFER_ENCODING", "")
+        if coding and environ["SERVER_PROTOCOL"] == "HTTP/1.0":
             raise malformed("HTTP/1.0 has no chunks")  # a proxy may have read it otherwise
+        if coding.lower() not in ("", "chunked"):
+            raise malformed(f"its Transfer-Encoding is {coding[:99]}, and only chunked is read")
         length = environ.get("CONTENT_LENGTH", "0")
+        self.framing = "Transfer-Encoding: chunked" if coding else f"Content-Length: {length}"
         if not (length.isdecimal() and len(length) < 20):
             raise malformed("Content-Length must be a number")
         limit = self.gateway.max_body if environ["REQUEST_METHOD"] == "POST" else 0
@@ -195,6 +211,8 @@ class Connection(asyncio.Protocol):
             raise too_large(self.gateway.max_body)
 
     def on_message_complete(self) -> None:
+        if self.parser.should_upgrade() and not self.unread:
+            return  # the body is still to come
         self.last |= not self.parser.should_keep_alive()
         self.state = State.ANSWERING
         self.environ["CONTENT_LENGTH"] = str(self.size)

@@ -26,10 +26,16 @@ def files_of(paths: Sequence[str]) -> Iterator[str]:
         below = os.walk(path, onerror=lambda error: unreadable.append(error.filename))
         for folder, folders, names in below:
             folders[:] = sorted(name for name in folders if name[0] != ".")
-            files = (str(Path(folder, name)) for name in sorted(names) if name[0] != ".")
+            files = (path_of(folder, name) for name in sorted(names) if name[0] != ".")
             # A pipe would be waited for. What cannot be looked at is reported when it is read.
             yield from (file for file in files if stat.S_ISREG(mode_of(file) or stat.S_IFREG))
     yield from unreadable
+
+
+def path_of(folder: str, name: str) -> str:
+    """The path of a file, which is not that of standard input."""
+    path = str(Path(folder, name))
+    return path if path != STDIN else f".{os.sep}{name}"
 
 
 def mode_of(path: str) -> int:

@@ -73,10 +73,7 @@ def shown(answer: dict[str, Any]) -> dict[str, Any]:
 
 
 def busy_message(response: Response) -> str:
-    """What a page says in place of the API's message, which names a header; page.js says the same.
-
-    With a rate limit, every answer has that header.
-    """
+    """What a page, and page.js, say in place of the API's message, which names a header."""
     reason = {429: "Too many requests.", 503: "The server is busy."}.get(response.status_code)
     seconds = response.headers.get("Retry-After", type=int)
     if not (reason and seconds):

@@ -7,6 +7,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -73,6 +74,9 @@ def decode(data: bytes, image_size: int, max_pixels: int = Settings.max_pixels) 
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         check_size(image, max_pixels)
+        if image.mode in ("F", "I"):
+            message = "Its pixels are of 32 bits, or signed. Send 8 or 16 bits for each colour."
+            raise RequestError(415, "unsupported_format", message)
     except UnidentifiedImageError as error:
         message = f"This is not an image in one of the formats {', '.join(FORMATS)}."
         if data[4:12] in HEIC:
@@ -100,6 +104,22 @@ def decode(data: bytes, image_size: int, max_pixels: int = Settings.max_pixels) 
     except Exception as error:
         message = f"The {image.format} file is truncated, damaged or too large."
         raise RequestError(422, "corrupt_image", message) from error
+
+
+def may_be_image(head: bytes) -> bool:
+    """Whether a file that begins with these 16 bytes, or fewer, may be of one of the formats."""
+    accepts = (Image.OPEN[name][1] for name in FORMATS)
+    return any(accept is None or accept(head) is True for accept in accepts)
+
+
+def read_image(path: str | Path) -> bytes:
+    """The bytes of a file, or the first alone where it can be no image, as in a video.
+
+    Raises OSError.
+    """
+    with Path(path).open("rb") as file:
+        head = file.read(16)
+        return head + file.read() if may_be_image(head) else head
 
 
 def check_size(image: Image.Image, max_pixels: int) -> None:
@@ -152,14 +172,16 @@ def shrink_to_rgb(image: Image.Image, side: int) -> Image.Image:
     """
     width, height = image.size
     if width * height <= TILE:
-        return to_rgb(image)
+        rgb = to_rgb(image)
+        rgb.info = image.info  # with the EXIF
+        return rgb
     factor = max(1, min(width, height) // side, math.isqrt(width * height // MAX_SHRUNK) + 1)
     shrunk = Image.new("RGB", (-(-width // factor), -(-height // factor)))
     step = max(1, math.isqrt(TILE) // factor) * factor
     for left, top in itertools.product(range(0, width, step), range(0, height, step)):
         tile = image.crop((left, top, min(left + step, width), min(top + step, height)))
         shrunk.paste(to_rgb(tile).reduce(factor), (left // factor, top // factor))
-    shrunk.info = image.info  # with the EXIF
+    shrunk.info = image.info
     return shrunk
 
 

@@ -23,7 +23,7 @@ from rest_api.bundle import FILENAMES, Bundle, BundleError, load_bundle
 from rest_api.classifier import LoadedModel, Prediction, load_model, percent
 from rest_api.errors import JobError, RequestError, interruptible
 from rest_api.files import STDIN, files_of, map_ahead, needs_ray, no_files_in, reason
-from rest_api.images import silence_pillow
+from rest_api.images import read_image, silence_pillow
 from rest_api.settings import DEFAULT_MODEL, VERSION, available_cores, model_path, option_of
 
 MANY = 20  # files from which on there is a progress bar, on a terminal
@@ -38,7 +38,7 @@ def classify_all(
 
     def attempt(file: str) -> tuple[str, Prediction | Exception]:
         try:
-            data = sys.stdin.buffer.read() if file == STDIN else Path(file).read_bytes()
+            data = sys.stdin.buffer.read() if file == STDIN else read_image(file)
             return file, model.classify(data, top)
         except (RequestError, OSError) as error:
             return file, error
@@ -47,9 +47,10 @@ def classify_all(
 
 
 def is_same(path: str, output: Path | None) -> bool:
-    """Whether a file is the one that the answers are written to."""
+    """Whether a file is the one that the answers are written to, standard output by default."""
     try:
-        return output is not None and output.samefile(path)
+        written = output.stat() if output else os.fstat(sys.stdout.fileno())
+        return os.path.samestat(written, Path(path).stat())
     except OSError:  # one of them is not there
         return False
 
@@ -245,7 +246,8 @@ def opened(output: Path | None) -> Iterator[TextIO]:
                 yield file
             return
         if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(errors=NAMES)
+            encoding = None if sys.stdout.isatty() else "utf-8"  # None leaves it as it is
+            sys.stdout.reconfigure(encoding=encoding, errors=NAMES)
         yield sys.stdout
         sys.stdout.flush()
     except BrokenPipeError:  # as of `predict folder | head`

@@ -8,7 +8,7 @@ from ipaddress import AddressValueError, IPv6Address, IPv6Network
 from typing import Any
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-from flask import Flask, request
+from flask import Flask, Response, request
 from flask_limiter import Limiter
 from flask_limiter.util import get_remote_address
 
@@ -49,6 +49,7 @@ PREFLIGHT = [
 def init_app(app: Flask, settings: Settings) -> None:
     """Ask for keys and limit the rate, where the settings say so."""
     if settings.rate_limit:
+        app.after_request(only_refusals_say_when)  # after the limiter, which comes later
         limiter = Limiter(
             partial(client, settings.proxies),
             app=app,
@@ -61,6 +62,13 @@ def init_app(app: Flask, settings: Settings) -> None:
         limiter.request_filter(lambda: not is_for(*CLASSIFYING))
     if settings.api_keys:  # after the limit, which counts those who try keys
         app.before_request(lambda: check_key(settings.api_keys))
+
+
+def only_refusals_say_when(response: Response) -> Response:
+    """Take away the Retry-After that the limiter gives every answer: clients would wait."""
+    if response.status_code not in (429, 503):
+        response.headers.pop("Retry-After", None)
+    return response
 
 
 def client(proxies: int) -> str:

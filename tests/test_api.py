@@ -1,4 +1,5 @@
 import base64
+import gzip
 import io
 import json
 import shutil
@@ -312,6 +313,21 @@ def test_models_name_the_engine_that_serves(wanted, serves):
     listed = client.get("/models").get_json()["models"][0]
     assert listed["engine"] == serves
     assert listed["accuracy"][serves] > 0.9
+
+
+def test_name_of_a_file_that_is_not_utf8_is_no_reason_to_refuse_it(client):
+    head = b'--x\r\nContent-Disposition: form-data; name="image"; filename="%s.jpg"\r\n\r\n'
+    names = "é".encode("latin-1"), "é".encode()
+    body = b"".join(head % name + FROG.read_bytes() + b"\r\n" for name in names) + b"--x--\r\n"
+    answer = client.post("/predict", data=body, content_type="multipart/form-data; boundary=x")
+    assert [each["filename"] for each in answer.get_json()["results"]] == ["\ufffd.jpg", "é.jpg"]
+
+
+def test_encoded_body_is_refused_by_the_name_of_its_encoding(client):
+    headers = {"Content-Encoding": "gzip"}
+    answer = client.post("/predict", data=gzip.compress(FROG.read_bytes()), headers=headers)
+    assert "'gzip'" in refused(answer, 415, "encoded_body")
+    assert answer.headers["Accept-Encoding"] == "identity"
 
 
 def test_folder_of_bundles_stands_for_all_in_it(two_bundles):

@@ -254,7 +254,8 @@ def test_old_clients_connection_is_kept_only_where_it_asks(version, kept):
         request(b"abc", content_length="99999999999999999999999"),
         request(transfer_encoding="chunked") + b"ffffffffffffffffff\r\n",
         request(transfer_encoding="chunked") + b"xyz\r\n",
-        request(b"abc", connection="Upgrade", upgrade="h2c"),
+        request(transfer_encoding="gzip, chunked") + b"0\r\n\r\n",
+        request(b"abc", upgrade="h2c", content_length="3\r\nTransfer-Encoding: chunked"),
         request(transfer_encoding="chunked").replace(b"/1.1", b"/1.0") + b"0\r\n\r\n",
     ],
 )
@@ -307,6 +308,45 @@ def test_what_follows_an_upgrade_is_no_request():
         assert answer_of(client)[0] == 200
         client.sendall(request(method="GET"))
         assert is_closed(client)
+
+
+H2C = {"connection": "Upgrade, HTTP2-Settings", "upgrade": "h2c", "http2_settings": "AAEAAEAA"}
+
+
+@pytest.mark.parametrize(
+    ("sent", "body"),
+    [
+        (request(b"abc", **H2C), b"3:abc"),
+        (request(**H2C), b"0:"),
+        (
+            request(transfer_encoding="chunked", **H2C) + b"3\r\nabc\r\n0\r\nX-T: x\r\n\r\n",
+            b"3:abc",
+        ),
+    ],
+    ids=["with a length", "empty", "in chunks"],
+)
+@pytest.mark.parametrize("step", [1, 7, 10**6], ids=lambda step: f"{step} bytes at a time")
+def test_post_that_would_rather_have_http2_is_answered_in_http1(sent, body, step):
+    with gate() as server, connect(server.port) as client:
+        for start in range(0, len(sent), step):
+            client.sendall(sent[start : start + step])
+        status, headers, content = answer_of(client)
+        assert (status, content) == (200, body)
+        assert headers["Connection"] == "close"
+        assert is_closed(client)
+
+
+def test_spaces_after_a_header_do_not_count():
+    seen = []
+
+    def wsgi(environ, start_response):
+        seen.append(environ["HTTP_X_API_KEY"])
+        return application(environ, start_response)
+
+    with gate(wsgi) as server:
+        answer = ask(server.port, request(b"abc", content_length="3 \t", x_api_key="a key "))
+    assert answer[2] == b"3:abc"
+    assert seen == ["a key"]
 
 
 def test_silent_client_is_closed_and_slow_one_told_so(monkeypatch):

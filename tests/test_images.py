@@ -74,6 +74,26 @@ def test_grey_and_palette_images_become_rgb(mode):
     assert colours(encode(gradient().convert(mode))).shape == (48, 64, 3)
 
 
+@pytest.mark.parametrize("mode", ["F", "I"])
+def test_pixels_without_a_fixed_range_are_refused(mode):
+    with pytest.raises(RequestError, match="Send 8 or 16 bits") as refused:
+        decode(encode(gradient().convert(mode), "TIFF"), 32)
+    assert refused.value.code == "unsupported_format"
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "P", "I;16"])
+@pytest.mark.parametrize("fmt", ["PNG", "TIFF", "WEBP", "AVIF"])
+@pytest.mark.parametrize("size", [(60, 40), (1300, 900)])  # of which the latter is shrunk
+def test_every_mode_of_every_format_is_turned_upright(mode, fmt, size):
+    stored = gradient(*size).convert(mode if mode != "I;16" or fmt in ("PNG", "TIFF") else "L")
+    if mode in ("RGBA", "LA"):
+        stored.putpixel((0, 0), (*stored.getpixel((0, 0))[:-1], 100))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    width, height = decode(encode(stored, fmt, exif=exif), 32).size
+    assert width < height
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied(orientation):
     upright = gradient()

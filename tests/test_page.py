@@ -945,14 +945,6 @@ def test_message_about_a_key_goes_when_another_is_entered(guarded_page):
     expect(page.locator("#status")).to_have_text("")
 
 
-def test_refusal_that_the_rate_limit_does_not_explain_says_why(page):
-    refusal = {"success": False, "error": {"code": "not_an_image", "message": "No image."}}
-    limit = {"Retry-After": "60"}  # as every answer has it
-    page.route("**/predict*", lambda route: route.fulfill(status=415, json=refusal, headers=limit))
-    page.set_input_files("#files", FROG)
-    expect(page.locator(".verdict")).to_have_text("No image.")
-
-
 def test_picture_that_was_sent_before_the_key_was_entered_is_sent_again(guarded_page):
     page = guarded_page
     expect(page.locator("#status")).to_have_text("Enter the API key of this server.")

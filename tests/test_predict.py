@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tracemalloc
@@ -20,9 +21,11 @@ from rest_api.bundle import load_bundle
 from rest_api.classifier import Prediction
 from rest_api.errors import interruptible
 from rest_api.files import files_of, needs_ray
+from rest_api.images import FORMATS as FORMATS_OF_IMAGES
+from rest_api.images import read_image
 from rest_api.predict import FORMATS, MANY, already_in, classify_all, csv_header
 from rest_api.settings import DEFAULT_MODEL
-from tests.support import FROG, ROOT, encode, error_of, post
+from tests.support import FROG, ROOT, encode, error_of, picture, post
 
 
 def run(*arguments: str | Path, stdin: bytes | None = None) -> subprocess.CompletedProcess:
@@ -71,6 +74,33 @@ def test_interruption_of_compiled_code_is_one_too():
 
     with pytest.raises(SystemExit, match=r"^\nStopped\. Go on\.$"), interruptible("Go on."):
         compiled()
+
+
+def test_of_a_file_that_is_no_image_only_the_beginning_is_read(tmp_path):
+    film = tmp_path / "film.mp4"
+    film.write_bytes(b"\0\0\0\x20ftypisom" + bytes(100_000))
+    assert len(read_image(film)) == 16
+
+
+@pytest.mark.parametrize("fmt", FORMATS_OF_IMAGES)
+def test_images_of_every_format_are_read_whole(fmt, tmp_path):
+    path = tmp_path / "image"
+    path.write_bytes(encode(picture(0), fmt))
+    assert read_image(path) == path.read_bytes()
+
+
+def test_standard_output_in_the_folder_is_left_out_and_written_in_utf8(tmp_path):
+    shutil.copy(FROG, tmp_path / "é.jpg")
+    shutil.copy(FROG, tmp_path / "-")
+    command = [sys.executable, "-m", "rest_api.predict", ".", "--format", "csv"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"}
+    with (tmp_path / "out.csv").open("wb") as out:
+        run = subprocess.run(
+            command, cwd=tmp_path, env=environment, stdout=out, stderr=subprocess.PIPE, timeout=60
+        )
+    assert (run.returncode, run.stderr) == (0, b"")
+    rows = list(csv.reader((tmp_path / "out.csv").read_text(encoding="utf-8").splitlines()))
+    assert [row[0] for row in rows] == ["file", f".{os.sep}-", "é.jpg"]
 
 
 def test_error_without_an_interruption_is_raised():
