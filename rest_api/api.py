@@ -198,7 +198,7 @@ def sent_body(request: Request, limit: int) -> bytes:
 
     Straight from the server: get_data() takes 3 ms for a large photo, which it reads in pieces.
     """
-    coding = request.headers.get("Content-Encoding", "identity")
+    coding = request.headers.get("Content-Encoding") or "identity"
     if coding.lower() != "identity":
         message = f"The body has the Content-Encoding {coding!r}. Send it as it is, without."
         raise RequestError(415, "encoded_body", message, {"Accept-Encoding": "identity"})

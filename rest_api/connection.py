@@ -134,15 +134,18 @@ class Connection(asyncio.Protocol):
         """Raises HttpParserError."""
         try:
             self.parser.feed_data(data)
+            return
         except HttpParserUpgrade as upgrade:
-            if self.unread:
-                return
-            # Java's clients want HTTP/2 with every POST. The parser takes what follows for that; so
-            # another reads it, which is told what it is.
-            names = "on_header", "on_body", "on_message_complete"
-            self.parser = HttpRequestParser(SimpleNamespace(**{n: getattr(self, n) for n in names}))
-            head = f"POST / HTTP/1.1\r\n{self.framing}\r\n\r\n".encode()
-            self.parser.feed_data(head + data[upgrade.args[0] :])
+            rest = data[upgrade.args[0] :]
+        if self.unread:
+            return
+        # Java's clients want HTTP/2 with every POST. The parser takes what follows for that; so
+        # another reads it, which is told that it is a body, and the last.
+        names = "on_header", "on_body", "on_message_complete"
+        self.parser = HttpRequestParser(SimpleNamespace(**{n: getattr(self, n) for n in names}))
+        self.headers -= 2  # those that follow
+        head = f"POST / HTTP/1.1\r\nConnection: close\r\n{self.framing}\r\n\r\n".encode()
+        self.parser.feed_data(head + rest)
 
     # Called by the parser.
 

@@ -310,6 +310,7 @@ def test_shown_python_runs(page, client, monkeypatch, capsys):
 
     class Gradio:  # is not installed: shows what the function that it is given says
         Image = Label = staticmethod(lambda **_: None)
+        Error = RuntimeError
 
         def __init__(self, function, *_):
             print(function(str(FROG)))

@@ -8,7 +8,7 @@ import threading
 import time
 import tracemalloc
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.client import HTTPResponse
 from types import SimpleNamespace
 
@@ -311,29 +311,51 @@ def test_what_follows_an_upgrade_is_no_request():
 
 
 H2C = {"connection": "Upgrade, HTTP2-Settings", "upgrade": "h2c", "http2_settings": "AAEAAEAA"}
+IN_CHUNKS = request(transfer_encoding="chunked", **H2C) + b"3\r\nabc\r\n0\r\nX-Trailer: x\r\n\r\n"
 
 
 @pytest.mark.parametrize(
     ("sent", "body"),
-    [
-        (request(b"abc", **H2C), b"3:abc"),
-        (request(**H2C), b"0:"),
-        (
-            request(transfer_encoding="chunked", **H2C) + b"3\r\nabc\r\n0\r\nX-T: x\r\n\r\n",
-            b"3:abc",
-        ),
-    ],
+    [(request(b"abc", **H2C), b"abc"), (request(**H2C), b""), (IN_CHUNKS, b"abc")],
     ids=["with a length", "empty", "in chunks"],
 )
+@pytest.mark.parametrize(
+    "after",
+    [b"", request(b"other"), request(b"other", **H2C), request(method="GET") * 99],
+    ids=["alone", "before another", "before another of the kind", "before many"],
+)
 @pytest.mark.parametrize("step", [1, 7, 10**6], ids=lambda step: f"{step} bytes at a time")
-def test_post_that_would_rather_have_http2_is_answered_in_http1(sent, body, step):
-    with gate() as server, connect(server.port) as client:
-        for start in range(0, len(sent), step):
-            client.sendall(sent[start : start + step])
+def test_post_that_would_rather_have_http2_is_answered_once_in_http1(sent, body, after, step):
+    bodies = []
+
+    def wsgi(environ, start_response):
+        bodies.append(environ["wsgi.input"].read())
+        start_response("200 OK", [])
+        return [b"thanks"]
+
+    sent += after
+    with gate(wsgi) as server, connect(server.port) as client:
+        with suppress(ConnectionError):  # it is answered before all has been sent
+            for start in range(0, len(sent), step):
+                client.sendall(sent[start : start + step])
         status, headers, content = answer_of(client)
-        assert (status, content) == (200, body)
-        assert headers["Connection"] == "close"
+        assert (status, content, headers["Connection"]) == (200, b"thanks", "close")
         assert is_closed(client)
+    assert bodies == [body]
+
+
+@pytest.mark.parametrize(("number", "status"), [(200, 200), (201, 431)])
+def test_wish_for_http2_takes_none_of_the_headers_that_a_request_may_have(number, status):
+    of_its_own = len(request(b"abc", **H2C).split(b"\r\n")) - 3
+    more = {f"x_{i}": "x" for i in range(number - of_its_own)}
+    with gate() as server:
+        assert ask(server.port, request(b"abc", **H2C, **more))[0] == status
+
+
+def test_refusal_of_trailers_is_the_same_with_a_wish_for_http2():
+    trailers = IN_CHUNKS.replace(b"X-Trailer: x\r\n", b"X-Trailer: x\r\n" * 300)
+    with gate() as server:
+        assert code(ask(server.port, trailers)) == "431 headers_too_large"
 
 
 def test_spaces_after_a_header_do_not_count():

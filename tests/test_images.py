@@ -94,6 +94,15 @@ def test_every_mode_of_every_format_is_turned_upright(mode, fmt, size):
     assert width < height
 
 
+@pytest.mark.parametrize("mode", ["L", "RGBA", "I;16"])
+@pytest.mark.parametrize("size", [(60, 40), (1300, 900)])
+def test_old_xmp_does_not_turn_a_tiff_that_its_tag_says_is_upright(mode, size):
+    tags = {700: b'<x xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/>', 274: 1}
+    data = encode(gradient(*size).convert("L").convert(mode), "TIFF", tiffinfo=tags)
+    width, height = decode(data, 32).size
+    assert width > height
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied(orientation):
     upright = gradient()
