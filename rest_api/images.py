@@ -98,9 +98,7 @@ def decode(data: bytes, image_size: int, max_pixels: int = Settings.max_pixels) 
     try:
         image.draft("RGB", (SPARE * image_size, SPARE * image_size))
         image.load()
-        if (
-            image.format == "TIFF"
-        ):  # Pillow has turned it by its tag: an old XMP would turn it again
+        if image.format == "TIFF":  # turned by its tag: an old XMP would turn it again
             image.info.pop("xmp", None)
         return upright(shrink_to_rgb(image, 3 * image_size))
     except MemoryError:

@@ -1,5 +1,6 @@
 """A folder of photos: what is found in it, what is refused, and how it is split."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -211,6 +212,39 @@ def test_unusable_folders_are_refused_by_name(folder):
     shutil.rmtree(folder / "bird")
     shutil.rmtree(folder / "dog")
     with pytest.raises(PhotosError, match="it holds only 'cat'"):
+        survey(folder)
+
+
+def test_parts_of_a_data_set_are_not_taken_for_classes(folder, tmp_path_factory):
+    whole = tmp_path_factory.mktemp("set")
+    for part in ("Valid", "test", "train"):
+        shutil.copytree(folder, whole / part)
+    with pytest.raises(PhotosError, match=r"holds the parts of a data set.*such as .*/train may"):
+        survey(whole)
+
+
+def test_class_named_in_another_encoding_than_utf8_is_refused(folder):
+    (folder / os.fsdecode(b"caf\xe9")).mkdir()
+    with pytest.raises(PhotosError, match=r"is not named in UTF-8\. Rename it"):
+        survey(folder)
+
+
+def test_file_named_in_another_encoding_is_reported_in_utf8(folder):
+    (folder / "cat" / os.fsdecode(b"caf\xe9.txt")).write_text("no photo")
+    assert "caf\\udce9.txt" in report(survey(folder))
+
+
+def test_link_to_nowhere_is_skipped_with_the_reason(folder):
+    (folder / "cat" / "gone.jpg").symlink_to(folder / "nowhere.jpg")
+    assert "No such file" in reasons(folder)["gone.jpg"]
+
+
+def test_folder_that_cannot_be_read_is_named(folder, monkeypatch):
+    def refuse(self: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(PhotosError, match="cannot be read: Permission denied"):
         survey(folder)
 
 

@@ -426,6 +426,14 @@ def test_folders_that_are_or_lie_in_another_are_refused(photos, tmp_path, inside
         transfer.transfer(photos, tmp_path / "b", others=[photos / "red"])
 
 
+def test_what_is_written_may_not_lie_among_the_photos(photos, tmp_path, monkeypatch):
+    with pytest.raises(RunError, match=rf"^{photos}/model would lie among the photos, in {photos}"):
+        transfer.transfer(photos, photos / "model")
+    monkeypatch.chdir(photos)  # where runs/ would be
+    with pytest.raises(RunError, match=r"^runs would lie among the photos, in \."):
+        transfer.transfer(Path(), tmp_path / "b")
+
+
 def test_photos_of_the_classes_are_refused_in_the_background(photos, tmp_path):
     for i in range(12):
         Image.fromarray(coloured(900 + i, 2)).save(tmp_path / f"{i}.png")

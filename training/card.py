@@ -150,7 +150,8 @@ def others_of(manifest: Mapping[str, Any]) -> list[str]:
 def table(rows: Sequence[Row]) -> str:
     """Rows of figures as a Markdown table."""
     head = ["| measure | photos | figure | 95 % interval |", "|---|---:|---:|---:|"]
-    return "\n".join([*head, *(f"| {' | '.join(row)} |" for row in rows)])
+    cells = ([cell.replace("|", "\\|") for cell in row] for row in rows)  # of any class's name
+    return "\n".join([*head, *(f"| {' | '.join(row)} |" for row in cells)])
 
 
 def write_card(folder: Path, text: str) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import PIL
 from keras import ops
 from PIL import Image, ImageEnhance
 from tqdm import tqdm
@@ -28,6 +29,7 @@ CROP = (0.6, 1.0)  # fraction of each side that a random crop keeps
 LIGHT = (0.8, 1.2)  # factors of brightness and of contrast
 SOFTENED = 0.01  # added under the root, whose slope at zero would be infinite
 BATCH = 32
+DECODING = 1  # changes whenever rest_api/images.py makes other pixels of a file
 SAVE_EVERY = 2000  # views, so that an interruption loses little
 # Of a network, views and a resize policy: keys of the views, in any order, with their features.
 Compute = Callable[
@@ -141,7 +143,8 @@ def key_of(photo: Photo, view: int) -> str:
 
 def cache_name(network: keras.Model, resize: Resize) -> str:
     """A file name that changes with everything that features depend on."""
-    digest = hashlib.sha256(repr((network.input_shape, resize, CROP, LIGHT, SOFTENED)).encode())
+    pixels = (DECODING, PIL.__version__, network.input_shape, resize, CROP, LIGHT, SOFTENED)
+    digest = hashlib.sha256(repr(pixels).encode())
     for weight in network.weights:
         digest.update(weight.numpy().tobytes())
     return f"{network.name}-{digest.hexdigest()[:12]}.npz"

@@ -6,6 +6,7 @@ one other photo where a class is so small that a part would be empty.
 """
 
 import hashlib
+import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -20,14 +21,15 @@ from PIL import Image
 from tqdm import tqdm
 
 from rest_api.errors import RequestError
-from rest_api.files import map_ahead
-from rest_api.images import FORMATS, decode
+from rest_api.files import files_of, map_ahead
+from rest_api.images import FORMATS, decode, read_image
 from rest_api.settings import available_cores
 
 Part = Literal["train", "validation", "test"]
 SHARES: dict[Part, float] = {"train": 0.7, "validation": 0.15, "test": 0.15}  # of each class
 MIN_PHOTOS = 10  # of a class: fewer cannot be split in three
 NEAR = 4  # largest Hamming distance between the 64-bit perceptual hashes of near-duplicates
+PARTS_OF_DATA_SETS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 IMBALANCE = 5  # ratio of the largest to the smallest class that is worth a note
 
 
@@ -97,9 +99,20 @@ def check_groups(groups: int, folder: Path | str) -> None:
 
 def class_files(folder: Path) -> list[tuple[Path, str]]:
     """Every file with its class, the name of its folder. Raises PhotosError."""
-    if not folder.is_dir():
-        raise PhotosError(f"{folder} is not a folder. Give one that holds a folder per class.")
-    labels = sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
+    try:
+        if not folder.is_dir():
+            raise PhotosError(f"{folder} is not a folder. Give one that holds a folder per class.")
+        labels = sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
+    except OSError as error:
+        raise PhotosError(f"{folder} cannot be read: {error.strerror}.") from error
+    if {path.name.lower() for path in labels} <= PARTS_OF_DATA_SETS and len(labels) > 1:
+        raise PhotosError(
+            f"{folder} holds the parts of a data set, and must hold a folder per class, such as "
+            f"{labels[-1]} may do: which photos train and which test is decided here."
+        )
+    for name in (path.name for path in labels):
+        if name.encode(errors="ignore") != os.fsencode(name):
+            raise PhotosError(f"The folder {name!r} in {folder} is not named in UTF-8. Rename it.")
     if len(labels) < 2:
         names = f"only {labels[0].name!r}" if labels else "none"
         raise PhotosError(f"{folder} must hold a folder per class, at least two; it holds {names}.")
@@ -132,9 +145,11 @@ def read(file: Path, image_size: int) -> Image.Image:
 
 
 def files_in(folder: Path) -> list[Path]:
-    """All files below a folder except hidden ones, sorted. Raises PhotosError if there are none."""
-    inside = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    files = sorted(folder / p for p in inside if not any(name[0] == "." for name in p.parts))
+    """All files below a folder except hidden ones, and the folders that cannot be read, sorted.
+
+    Raises PhotosError if there are none.
+    """
+    files = sorted(map(Path, files_of([str(folder)])))
     if not files:
         raise PhotosError(f"{folder} holds no files. Put photos into it, or leave it out.")
     return files
@@ -171,7 +186,7 @@ def inspect(files: Sequence[tuple[Path, str]]) -> tuple[list[Photo], list[tuple[
 def inspect_file(path: Path, label: str) -> Photo | str:
     """The photo, or the reason why the file is unusable."""
     try:
-        data = path.read_bytes()
+        data = read_image(path)
         image = decode(data, 128)
     except (OSError, RequestError) as error:
         return str(error)
@@ -295,4 +310,4 @@ def report(found: Survey, seed: int = 0) -> str:
         lines.append(f"{name}s: {', '.join(f'{n} x {value}' for value, n in values)}")
     lines += [f"note: {note}" for note in found.notes]
     lines += [f"skipped: {path}: {reason}" for path, reason in found.skipped]
-    return "\n".join(lines)
+    return "\n".join(lines).encode(errors="backslashreplace").decode()  # names may be anything

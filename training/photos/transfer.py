@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -485,6 +486,12 @@ def check_folders(
         ) from error
     inspect.by_name([*background, *others])  # or one would be lost
     inspect.check_separate([folder, *background, *others])
+    for place, photos in product((destination, runs), (folder, *background, *others)):
+        if place.resolve().is_relative_to(photos.resolve()):
+            raise RunError(
+                f"{place} would lie among the photos, in {photos}. Start in another directory, or "
+                "give another --output."
+            )
 
 
 def write_bundle(
