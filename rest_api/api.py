@@ -200,7 +200,7 @@ def sent_body(request: Request, limit: int) -> bytes:
     """
     coding = request.headers.get("Content-Encoding") or "identity"
     if coding.lower() != "identity":
-        message = f"The body has the Content-Encoding {coding!r}. Send it as it is, without."
+        message = f"The body has the Content-Encoding {coding[:40]!r}. Send it as it is, without."
         raise RequestError(415, "encoded_body", message, {"Accept-Encoding": "identity"})
     size = request.content_length
     if size is None:  # sent in chunks, and not to the gateway

@@ -98,9 +98,7 @@ def decode(data: bytes, image_size: int, max_pixels: int = Settings.max_pixels) 
     try:
         image.draft("RGB", (SPARE * image_size, SPARE * image_size))
         image.load()
-        if image.format == "TIFF":  # turned by its tag: an old XMP would turn it again
-            image.info.pop("xmp", None)
-        return upright(shrink_to_rgb(image, 3 * image_size))
+        return upright(shrink_to_rgb(image, 3 * image_size), image)
     except MemoryError:
         raise
     except Exception as error:
@@ -146,14 +144,14 @@ def is_progressive(image: Image.Image) -> bool:
     return image.format in ("JPEG", "MPO") and "progressive" in image.info
 
 
-def upright(image: Image.Image) -> Image.Image:
-    """The image turned as its EXIF says.
+def upright(image: Image.Image, loaded: Image.Image) -> Image.Image:
+    """The image turned as the EXIF of the one that it was made of says.
 
     ImageOps.exif_transpose would write the EXIF anew as well, which fails where it is odd.
     """
     orientation = None
     with contextlib.suppress(Exception):  # an odd EXIF is no reason to refuse whole pixels
-        orientation = image.getexif().get(ORIENTATION)
+        orientation = loaded.getexif().get(ORIENTATION)
     method = TRANSPOSES.get(orientation) if isinstance(orientation, int) else None
     return image if method is None else image.transpose(method)
 
@@ -174,16 +172,13 @@ def shrink_to_rgb(image: Image.Image, side: int) -> Image.Image:
     """
     width, height = image.size
     if width * height <= TILE:
-        rgb = to_rgb(image)
-        rgb.info = image.info  # with the EXIF
-        return rgb
+        return to_rgb(image)
     factor = max(1, min(width, height) // side, math.isqrt(width * height // MAX_SHRUNK) + 1)
     shrunk = Image.new("RGB", (-(-width // factor), -(-height // factor)))
     step = max(1, math.isqrt(TILE) // factor) * factor
     for left, top in itertools.product(range(0, width, step), range(0, height, step)):
         tile = image.crop((left, top, min(left + step, width), min(top + step, height)))
         shrunk.paste(to_rgb(tile).reduce(factor), (left // factor, top // factor))
-    shrunk.info = image.info
     return shrunk
 
 

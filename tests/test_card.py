@@ -10,7 +10,7 @@ import pytest
 from rest_api.bundle import load_bundle
 from rest_api.settings import DEFAULT_MODEL
 from tests.support import ROOT, error_of
-from training.card import NOTICE, card, proportion
+from training.card import NOTICE, card, proportion, table
 
 FIGURES = ROOT / "benchmarks" / "quality" / "records" / "cifar10-photos.json"
 
@@ -77,6 +77,11 @@ def test_network_with_weights_of_others_carries_their_notice():
     assert NOTICE in card(manifest | {"training": training}, [])
     assert NOTICE not in card(manifest, [])
     assert NOTICE not in card(manifest | {"training": training | {"backbone": "vgg16"}}, [])
+
+
+def test_name_of_a_class_divides_no_cell():
+    (*_, row) = table([("right, cats | dogs", "3", "66.7%", "20.8% to 93.9%")]).splitlines()
+    assert row == r"| right, cats \| dogs | 3 | 66.7% | 20.8% to 93.9% |"
 
 
 def test_share_of_no_photos_is_left_empty():

@@ -60,6 +60,9 @@ def gate(
         assert not thread.is_alive()
 
 
+H2C = {"connection": "Upgrade, HTTP2-Settings", "upgrade": "h2c", "http2_settings": "AAEAAEAA"}
+
+
 def request(body: bytes = b"", path="/predict", method="POST", **headers: str) -> bytes:
     """The bytes of a request."""
     lines = [f"{method} {path} HTTP/1.1", "Host: x"]
@@ -255,7 +258,7 @@ def test_old_clients_connection_is_kept_only_where_it_asks(version, kept):
         request(transfer_encoding="chunked") + b"ffffffffffffffffff\r\n",
         request(transfer_encoding="chunked") + b"xyz\r\n",
         request(transfer_encoding="gzip, chunked") + b"0\r\n\r\n",
-        request(b"abc", upgrade="h2c", content_length="3\r\nTransfer-Encoding: chunked"),
+        request(b"abc", **H2C, content_length="3\r\nTransfer-Encoding: chunked"),
         request(transfer_encoding="chunked").replace(b"/1.1", b"/1.0") + b"0\r\n\r\n",
     ],
 )
@@ -310,7 +313,6 @@ def test_what_follows_an_upgrade_is_no_request():
         assert is_closed(client)
 
 
-H2C = {"connection": "Upgrade, HTTP2-Settings", "upgrade": "h2c", "http2_settings": "AAEAAEAA"}
 IN_CHUNKS = request(transfer_encoding="chunked", **H2C) + b"3\r\nabc\r\n0\r\nX-Trailer: x\r\n\r\n"
 
 

@@ -103,6 +103,16 @@ def test_old_xmp_does_not_turn_a_tiff_that_its_tag_says_is_upright(mode, size):
     assert width > height
 
 
+@pytest.mark.parametrize("size", [(60, 40), (1300, 900)])
+@pytest.mark.parametrize(
+    ("mode", "fmt"), [("P", "GIF"), ("P", "PNG"), ("L", "PNG"), ("RGB", "PNG")]
+)
+def test_what_was_transparent_can_be_written_again(size, mode, fmt):
+    transparency = (0, 0, 0) if mode == "RGB" else 0
+    data = encode(gradient(*size).convert(mode), fmt, transparency=transparency)
+    assert decode(encode(decode(data, 128)), 128).mode == "RGB"
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied(orientation):
     upright = gradient()

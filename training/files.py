@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -19,8 +18,7 @@ def check_writable(folder: Path) -> None:
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A path to write to, which takes the place of `path` if the block ends without error."""
-    # Of this process: another may write the same file.
-    part = path.with_name(f"{path.stem}.{os.getpid()}.part{path.suffix}")
+    part = path.with_name(f"{path.stem}.part{path.suffix}")
     try:
         yield part
         part.replace(path)

@@ -40,7 +40,7 @@ def classify(model: LoadedModel, files: Iterable[Path]) -> Classified:
     for file in files:
         try:
             prediction = model.classify(file.read_bytes())
-        except RequestError as error:
+        except (RequestError, OSError) as error:
             raise PhotosError(f"{file}: {error}") from error
         by_label = dict(prediction.classes)
         probabilities = [by_label[label] for label in model.bundle.labels]

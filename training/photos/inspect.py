@@ -107,12 +107,11 @@ def class_files(folder: Path) -> list[tuple[Path, str]]:
         raise PhotosError(f"{folder} cannot be read: {error.strerror}.") from error
     if {path.name.lower() for path in labels} <= PARTS_OF_DATA_SETS and len(labels) > 1:
         raise PhotosError(
-            f"{folder} holds the parts of a data set, and must hold a folder per class, such as "
-            f"{labels[-1]} may do: which photos train and which test is decided here."
+            f"{folder} holds the parts of a data set. Give the folder of one part, such as "
+            f"{next((each for each in labels if each.name[:5].lower() == 'train'), labels[0])}: "
+            "which photos train and which test is decided here."
         )
-    for name in (path.name for path in labels):
-        if name.encode(errors="ignore") != os.fsencode(name):
-            raise PhotosError(f"The folder {name!r} in {folder} is not named in UTF-8. Rename it.")
+    check_names(labels)
     if len(labels) < 2:
         names = f"only {labels[0].name!r}" if labels else "none"
         raise PhotosError(f"{folder} must hold a folder per class, at least two; it holds {names}.")
@@ -120,6 +119,13 @@ def class_files(folder: Path) -> list[tuple[Path, str]]:
     for label in labels:
         files += [(path, label.name) for path in files_in(label)]
     return files
+
+
+def check_names(folders: Iterable[Path]) -> None:
+    """Raise PhotosError where the name of a folder is not UTF-8, as that of a label has to be."""
+    for folder in folders:
+        if folder.name.encode(errors="ignore") != os.fsencode(folder.name):
+            raise PhotosError(f"The folder {str(folder)!r} is not named in UTF-8. Rename it.")
 
 
 def labelled_files(folder: Path, labels: Sequence[str]) -> list[tuple[Path, int]]:
@@ -149,7 +155,9 @@ def files_in(folder: Path) -> list[Path]:
 
     Raises PhotosError if there are none.
     """
-    files = sorted(map(Path, files_of([str(folder)])))
+    if not folder.is_dir():
+        raise PhotosError(f"{folder} is not a folder. Give one that holds photos.")
+    files = sorted(map(Path, files_of([f"{folder}{os.sep}"])))  # a folder named - is none otherwise
     if not files:
         raise PhotosError(f"{folder} holds no files. Put photos into it, or leave it out.")
     return files
@@ -310,4 +318,9 @@ def report(found: Survey, seed: int = 0) -> str:
         lines.append(f"{name}s: {', '.join(f'{n} x {value}' for value, n in values)}")
     lines += [f"note: {note}" for note in found.notes]
     lines += [f"skipped: {path}: {reason}" for path, reason in found.skipped]
-    return "\n".join(lines).encode(errors="backslashreplace").decode()  # names may be anything
+    return printable("\n".join(lines))
+
+
+def printable(text: str) -> str:
+    """A text with escapes for what is not UTF-8 in the names of files."""
+    return text.encode(errors="backslashreplace").decode()

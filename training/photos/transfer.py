@@ -138,7 +138,7 @@ def photos_of_nothing(folder: Path) -> list[Photo]:
     if len(photos) < MIN_PHOTOS:
         raise PhotosError(f"{folder} holds {len(photos)} photos, not {MIN_PHOTOS} or more.{lines}")
     if skipped:
-        print(f"skipped: {len(skipped)} of the files in {folder}:{lines}")
+        print(inspect.printable(f"skipped: {len(skipped)} of the files in {folder}:{lines}"))
     return photos
 
 
@@ -485,6 +485,7 @@ def check_folders(
             f"{runs}/ cannot be written: {error.strerror}. Start it in another directory."
         ) from error
     inspect.by_name([*background, *others])  # or one would be lost
+    inspect.check_names([destination, *background, *others])
     inspect.check_separate([folder, *background, *others])
     for place, photos in product((destination, runs), (folder, *background, *others)):
         if place.resolve().is_relative_to(photos.resolve()):
