@@ -131,7 +131,10 @@ class Connection(asyncio.Protocol):
                 self.refuse(overloaded())
 
     def parse(self, data: bytes) -> None:
-        """Raises HttpParserError."""
+        """Feed the parser, and after a wish for another protocol one of the body alone.
+
+        Raises HttpParserError.
+        """
         try:
             self.parser.feed_data(data)
             return
