@@ -427,10 +427,10 @@ def test_folders_that_are_or_lie_in_another_are_refused(photos, tmp_path, inside
 
 
 def test_what_is_written_may_not_lie_among_the_photos(photos, tmp_path, monkeypatch):
-    with pytest.raises(RunError, match=rf"^{photos}/model would lie among the photos, in {photos}"):
+    with pytest.raises(RunError, match=rf"^{photos}/model would lie among the photos in {photos}"):
         transfer.transfer(photos, photos / "model")
     monkeypatch.chdir(photos)  # where runs/ would be
-    with pytest.raises(RunError, match=r"^runs would lie among the photos, in \."):
+    with pytest.raises(RunError, match=f"^runs would lie among the photos in {photos}"):
         transfer.transfer(Path(), tmp_path / "b")
 
 

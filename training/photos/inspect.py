@@ -157,7 +157,7 @@ def files_in(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise PhotosError(f"{folder} is not a folder. Give one that holds photos.")
-    files = sorted(map(Path, files_of([f"{folder}{os.sep}"])))  # a folder named - is none otherwise
+    files = sorted(map(Path, files_of([f"{folder}{os.sep}"])))  # without it, - is standard input
     if not files:
         raise PhotosError(f"{folder} holds no files. Put photos into it, or leave it out.")
     return files

@@ -490,8 +490,8 @@ def check_folders(
     for place, photos in product((destination, runs), (folder, *background, *others)):
         if place.resolve().is_relative_to(photos.resolve()):
             raise RunError(
-                f"{place} would lie among the photos, in {photos}. Start in another directory, or "
-                "give another --output."
+                f"{place} would lie among the photos in {photos.resolve()}. Start in another "
+                "directory, or give another --output."
             )
 
 
